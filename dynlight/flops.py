@@ -1,0 +1,240 @@
+"""FLOPs: what a segment costs, measured, and logged against loss.
+
+Counted are the floating-point operations of matrix products (a multiplication and an addition are two), attention over
+its whole window included, whatever kernel runs it. For N matmul parameters, L blocks of attention width d, C tokens in
+view, a backward that crosses the share f of the depth and learns the share a of N, a token costs by arithmetic
+
+    forward                        2 N + 4 L d C
+    backward through activations   f (2 N + 8 L d C)
+    backward to weights            2 N a
+
+The elementwise arithmetic of the update is counted apart, one for each element that each operator writes: it costs
+memory traffic rather than FLOPs, which is why wall-clock and FLOPs part on small segments.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynlight.report import bits_per_byte, nats_per_token
+from dynlight.updates import RMSDynamic
+from dynlight.waves import Cut, Segment
+from dynlight.weights import InPlace, token_nats
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation, Score
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one segment of one document."""
+
+    forward: int = 0
+    activation: int = 0  # backward through activations
+    weight: int = 0  # backward to weights
+    update: int = 0  # elementwise operations of the optimizer, apart
+    static: int = 0  # the static reference's forward, apart
+
+    @property
+    def total(self) -> int:
+        """Forward and backward of the adapted model."""
+        return self.forward + self.activation + self.weight
+
+    def times(self, passes: int) -> "Flops":
+        """The cost of learning `passes` times from a segment whose first forward also gives the score."""
+        return replace(
+            self,
+            forward=self.forward * max(1, passes),
+            activation=self.activation * passes,
+            weight=self.weight * passes,
+            update=self.update * passes,
+        )
+
+
+class FlopCounter:
+    """Measures each shape once, on a copy of the model without data (torch's `meta` device).
+
+    The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
+    neither memory nor arithmetic. Attention runs as plain matrix products there, as fused kernels hide theirs.
+    """
+
+    def __init__(self, module: "DynamicEvaluation") -> None:
+        self._model = _without_data(module.model)
+        self._weights = InPlace(self._model, module.context)
+        self._update = module.update
+        self._has_reference = module.reference is not None and module.update is not None
+        self._measure = cache(self._measure_shape)
+
+    def count(self, score: "Score") -> Flops:
+        """The FLOPs of a segment that was scored, for one of its documents."""
+        cut, learns = score.segment.cut, score.updates > 0
+        return self._measure(cut.context, cut.stop - cut.start, score.memory_length, learns).times(score.updates)
+
+    def _measure_shape(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
+        segment = Segment(
+            documents=(),
+            rows=slice(0, 1),
+            wave=0,
+            cut=Cut(0, 0, scored, context),
+            inputs=torch.empty(1, context + scored, dtype=torch.int64, device="meta"),
+            targets=torch.empty(1, scored, dtype=torch.int64, device="meta"),
+            bytes=(),
+        )
+        kept = self._empty_memory(segment, memory)
+        forward = _matmul_flops(lambda: self._weights.read(segment, kept), learns=False)
+        static = _matmul_flops(lambda: self._weights.read_static(segment, kept), learns=False) if self._has_reference else 0
+        if not learns:
+            return Flops(forward=forward, static=static)
+
+        def learn() -> None:
+            logits, _ = self._weights.read(segment, kept)
+            token_nats(logits, segment.targets).mean().backward()
+
+        whole = _matmul_flops(learn)
+        with _outputs_learn(self._model):
+            through_activations = _matmul_flops(learn)
+        return Flops(forward, through_activations - forward, whole - through_activations, self._update_flops(), static)
+
+    def _empty_memory(self, segment: Segment, length: int) -> list[tuple[Tensor, Tensor]] | None:
+        if length == 0:
+            return None
+        with torch.no_grad():
+            _, one = self._weights.read(replace(segment, inputs=segment.inputs[:, :1], targets=segment.targets[:, :1],
+                                                cut=Cut(0, 0, 1, 0)), None)
+        assert one is not None, "only a context with memory carries one"
+        return [tuple(state.expand(-1, -1, length, -1) for state in block) for block in one]  # type: ignore[misc]
+
+    @cache  # noqa: B019 (one counter a run)
+    def _update_flops(self) -> int:
+        assert self._update is not None, "a segment is learned from only where there is an update"
+        weights = [nn.Parameter(torch.empty_like(weight)) for weight in self._weights.learned]
+        optimizer = self._update(weights)
+        if isinstance(optimizer, RMSDynamic):
+            optimizer.use_statistics([torch.empty_like(weight) for weight in weights])
+        for group in optimizer.param_groups:
+            group.update({switch: False for switch in ("fused", "foreach") if switch in group})
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        with _ElementCounter() as counter:
+            optimizer.step()
+        return counter.elements
+
+
+class FlopsLogger(Callback):
+    """Logs loss against tokens read and against FLOPs after every segment, to every logger of the Trainer.
+
+    Running sums over all that was read so far give `bits_per_byte`, `nats_per_token` and, beside the static reference,
+    the gain. On W&B each series is drawn twice, over the axes `tokens` and `flops`, without a setting.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tokens = self._flops = self._static_flops = self._update_flops = 0
+        self._seconds = {"scoring": 0.0, "learning": 0.0, "static": 0.0}
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                for axis in ("tokens", "flops"):
+                    logger.experiment.define_metric(axis, hidden=True)
+                    logger.experiment.define_metric(f"by_{axis}/*", step_metric=axis)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
+    ) -> None:
+        score = pl_module.score
+        if score is None or not trainer.loggers:
+            return
+        flops, documents = pl_module.flop_counter.count(score), len(batch.documents)
+        self._tokens += score.nats.numel()
+        self._flops += documents * flops.total
+        self._static_flops += documents * flops.static
+        self._update_flops += documents * flops.update
+        for part, seconds in score.seconds.items():
+            self._seconds[part] += seconds
+        metrics = {"tokens": self._tokens, "flops": self._flops, "update_flops": self._update_flops}
+        metrics |= {f"seconds/{part}": seconds for part, seconds in self._seconds.items()}
+        losses = self._losses(pl_module, score)
+        metrics |= {f"by_{axis}/{name}": loss for axis in ("tokens", "flops") for name, loss in losses.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=batch_idx)
+
+    def _losses(self, pl_module: LightningModule, score: "Score") -> dict[str, float | None]:
+        adapted, static = pl_module.adapted, pl_module.static
+        losses = {
+            "bits_per_byte": bits_per_byte(float(adapted.nats), int(adapted.bytes)),
+            "nats_per_token": nats_per_token(float(adapted.nats), int(adapted.tokens)),
+            "segment_nats_per_token": float(score.nats.mean()),
+        }
+        if score.static_nats is not None:
+            losses["static_bits_per_byte"] = bits_per_byte(float(static.nats), int(static.bytes))
+            losses["gain_bits_per_byte"] = bits_per_byte(float(static.nats - adapted.nats), int(static.bytes))
+            losses["segment_gain_nats_per_token"] = float((score.static_nats - score.nats).mean())
+        return losses
+
+
+def _without_data(model: nn.Module) -> Any:
+    """A copy of the model on the meta device; parameters shared by name stay shared."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta", requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _matmul_flops(run: Any, learns: bool = True) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.set_grad_enabled(learns), sdpa_kernel(SDPBackend.MATH), counter:
+        run()
+    return counter.get_total_flops()
+
+
+@contextmanager
+def _outputs_learn(model: nn.Module) -> Iterator[None]:
+    """Lets the outputs of the modules that hold learned weights take gradients, instead of the weights.
+
+    A backward then crosses just the same activations and leaves out the products that give weights their gradients.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    holders = [
+        module for module in model.modules() if any(p.requires_grad for p in chain(module.parameters(recurse=False)))
+    ]
+    hooks = [holder.register_forward_hook(_require_grad) for holder in holders]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    for hook in hooks:
+        hook.remove()
+
+
+def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output if output.requires_grad else output.requires_grad_()
+
+
+class _ElementCounter(TorchDispatchMode):
+    """Counts the elements written by elementwise operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if torch.Tag.pointwise in func.tags or "_foreach_" in func.name():
+            written = args[0] if output is None else output
+            tensors = written if isinstance(written, list | tuple) else [written]
+            self.elements += sum(tensor.numel() for tensor in tensors if tensor.device.type == "meta")
+        return output

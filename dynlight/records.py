@@ -1,0 +1,234 @@
+"""Records: one row per document and segment, the run's only source of truth.
+
+Rows go to disk while the run goes on, in parts of their own for each document, and are joined in the order of the data
+set when it ends; so the files don't depend on which documents ran together.
+"""
+
+import json
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dynlight.documents import Document
+from dynlight.report import documents_table
+from dynlight.waves import Segment
+
+if TYPE_CHECKING:
+    from dynlight.module import Score
+
+_FLUSH_EVERY = 256  # segments held in memory before they are written: what bounds memory on long documents
+
+_KEY = [("document", pa.int32()), ("segment", pa.int32())]
+SCHEMAS = {
+    "segments": pa.schema(
+        _KEY
+        + [("start", pa.int64()), ("tokens", pa.int32()), ("bytes", pa.int64())]
+        + [("nats", pa.float64()), ("static_nats", pa.float64())]
+        + [("learned", pa.bool_()), ("updates", pa.int32())]
+        + [(f"{part}flops", pa.int64()) for part in ("", "forward_", "activation_", "weight_", "update_", "static_")]
+    ),
+    "timings": pa.schema(
+        _KEY + [(f"{part}seconds", pa.float64()) for part in ("", "scoring_", "learning_", "static_")]
+    ),
+    "tokens": pa.schema(
+        [("document", pa.int32()), ("token", pa.int64()), ("segment", pa.int32()), ("text", pa.string())]
+        + [("nats", pa.float32()), ("static_nats", pa.float32())]
+    ),
+}
+
+
+class Records(Callback):
+    """Writes what each segment scored, learned and cost.
+
+    Args:
+        folder: where the rows go: `segments.parquet`, `timings.parquet`, `tokens.parquet`, `run.json`. None keeps them
+            in a temporary folder that lives as long as this object: results as tables in memory.
+        settings: what `run.json` says besides: the command and the like.
+    """
+
+    def __init__(self, folder: str | Path | None = None, settings: dict[str, Any] | None = None) -> None:
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="dynlight-")
+        self.folder = Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        self._settings = settings or {}
+        self._parts: dict[int, _Part] = {}
+
+    @property
+    def segments(self) -> pd.DataFrame:
+        """One row a segment, with the columns of `segments.parquet`."""
+        return pd.read_parquet(self.folder / "segments.parquet")
+
+    @property
+    def tokens(self) -> pd.DataFrame:
+        """One row a token: its text and its nats."""
+        return pd.read_parquet(self.folder / "tokens.parquet")
+
+    @property
+    def documents(self) -> pd.DataFrame:
+        """One row a document, with the columns of `documents.csv`."""
+        return documents_table(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+        self._rows.mkdir(parents=True, exist_ok=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
+    ) -> None:
+        score = pl_module.score
+        for row, document in enumerate(batch.documents):
+            part = self._parts.setdefault(document.index, _Part(document, self._rows))
+            if score is not None:
+                part.add(score, pl_module.flop_counter.count(score), row)
+            if batch.is_last:
+                part.close()
+                del self._parts[document.index]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
+        for name, schema in SCHEMAS.items():
+            _join([self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
+                  self.folder / f"{name}.parquet", schema)
+        shutil.rmtree(self._rows)
+        run = self._settings | {
+            "documents": [_describe(document, pl_module.failed) for document in documents],
+            "protocol": pl_module.protocol,
+            "seconds": time.perf_counter() - self._began,
+            "peak_memory_bytes": _peak_memory(pl_module.device),
+            "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
+            "learned_parameters": sum(weight.numel() for weight in pl_module.weights.learned),
+            "device": str(pl_module.device),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("dynlight", "torch", "lightning", "transformers", "peft")},
+        }
+        (self.folder / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # What was scored stays on disk, as parts.
+        for part in self._parts.values():
+            part.close()
+        self._parts.clear()
+
+    @property
+    def _rows(self) -> Path:
+        return self.folder / "rows"
+
+
+class _Part:
+    """The rows of one document on their way to disk."""
+
+    def __init__(self, document: Document, folder: Path) -> None:
+        self.document = document
+        self._writers = {
+            name: pq.ParquetWriter(folder / f"{document.index:08d}.{name}.parquet", schema)
+            for name, schema in SCHEMAS.items()
+        }
+        self._held: list[tuple[Score, Any, int]] = []
+
+    def add(self, score: "Score", flops: Any, row: int) -> None:
+        self._held.append((score, flops, row))
+        if len(self._held) == _FLUSH_EVERY:
+            self._write()
+
+    def close(self) -> None:
+        if self._held:
+            self._write()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write(self) -> None:
+        columns: dict[str, list[Any]] = {
+            "segments": [self._segment(*held) for held in self._held],
+            "timings": [self._timing(score) for score, _, _ in self._held],
+        }
+        for name, rows in columns.items():
+            table = [pa.array(column, field.type) for column, field in zip(zip(*rows), SCHEMAS[name], strict=True)]
+            self._writers[name].write_table(pa.Table.from_arrays(table, schema=SCHEMAS[name]))
+        self._writers["tokens"].write_table(self._tokens())
+        self._held.clear()
+
+    def _segment(self, score: "Score", flops: Any, row: int) -> tuple[Any, ...]:
+        cut = score.segment.cut
+        static = score.static_nats
+        return (
+            self.document.index,
+            cut.index,
+            cut.start,
+            cut.stop - cut.start,
+            score.segment.bytes[row],
+            float(score.nats[row].sum(dtype=torch.float64)),
+            None if static is None else float(static[row].sum(dtype=torch.float64)),
+            score.updates > 0,
+            score.updates,
+            *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
+        )
+
+    def _timing(self, score: "Score") -> tuple[Any, ...]:
+        # Documents scored together took their time together: each is given its share.
+        shared = {part: seconds / len(score.segment.documents) for part, seconds in score.seconds.items()}
+        return (
+            self.document.index,
+            score.segment.cut.index,
+            sum(shared.values()),
+            *(shared["scoring"], shared["learning"], shared["static"]),
+        )
+
+    def _tokens(self) -> pa.Table:
+        cuts = [score.segment.cut for score, _, _ in self._held]
+        start, stop = cuts[0].start, cuts[-1].stop
+        has_static = self._held[0][0].static_nats is not None
+        nats = torch.cat([score.nats[row] for score, _, row in self._held]).cpu().numpy()
+        static = (
+            torch.cat([score.static_nats[row] for score, _, row in self._held]).cpu().numpy() if has_static else None
+        )
+        columns = [
+            pa.array([self.document.index] * (stop - start), pa.int32()),
+            pa.array(range(start, stop), pa.int64()),
+            pa.array([cut.index for cut in cuts for _ in range(cut.stop - cut.start)], pa.int32()),
+            pa.array(self.document.pieces(start, stop), pa.string()),
+            pa.array(nats, pa.float32()),
+            pa.array(static, pa.float32()) if has_static else pa.nulls(stop - start, pa.float32()),
+        ]
+        return pa.Table.from_arrays(columns, schema=SCHEMAS["tokens"])
+
+
+def _join(parts: list[Path], whole: Path, schema: pa.Schema) -> None:
+    """One file of all parts that exist, a row group at a time, so that memory stays bounded."""
+    with pq.ParquetWriter(whole, schema) as writer:
+        for part in parts:
+            if part.exists():
+                with pq.ParquetFile(part) as file:
+                    for group in range(file.num_row_groups):
+                        writer.write_table(file.read_row_group(group))
+
+
+def _describe(document: Document, failed: dict[int, int]) -> dict[str, Any]:
+    return {
+        "document": document.index,
+        "name": document.name,
+        "tokens": len(document),
+        "bytes": document.bytes,
+        "words": document.words,
+        "failed": {"segment": failed[document.index], "reason": "nats were not finite"}
+        if document.index in failed
+        else None,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most memory held at a time, in bytes: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

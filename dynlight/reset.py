@@ -1,0 +1,33 @@
+"""Reset: when what was learned is forgotten."""
+
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dynlight.waves import Segment
+
+
+class ResetWeights(Callback):
+    """Restores weights, optimizer state and random state before the first segment of a document.
+
+    Memory is not a matter of this choice: it never crosses a document boundary.
+
+    Args:
+        every: `document`, or `never` (learning carries on through the documents in their given order).
+
+    Raises:
+        ValueError: if `every` is neither.
+    """
+
+    def __init__(self, every: Literal["document", "never"] = "document") -> None:
+        if every not in ("document", "never"):
+            raise ValueError(f"reset.every must be document or never, got {every}")
+        self.every = every
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int) -> None:
+        # A wave's first segment may come in several forwards (documents shorter than a segment): reset before the first.
+        if self.every == "document" and batch.is_first and batch.rows.start == 0:
+            pl_module.reset()
+
+    def __str__(self) -> str:
+        return "every document" if self.every == "document" else "never"

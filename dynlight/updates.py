@@ -1,0 +1,183 @@
+"""Update: how the learned weights change. A new rule is a `torch.optim.Optimizer`; nothing else.
+
+Any class of `torch.optim` works that makes its step from one gradient; here is Krause's rule, which torch lacks, and
+what is checked and set of torch's optimizers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from dynlight.documents import DocumentStream
+from dynlight.waves import segments, waves
+from dynlight.weights import token_nats
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation
+
+Update = Callable[[Iterable[Parameter]], Optimizer]
+
+
+def make_optimizer(update: Update, module: "DynamicEvaluation") -> Optimizer:
+    """The optimizer of the module's learned weights, ready to step.
+
+    Raises:
+        ValueError: if the rule cannot learn from one gradient a step, or refuses these weights.
+    """
+    try:
+        optimizer = update(module.weights.learned)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"update must be a rule for these weights, got one that says: {error}") from error
+    if isinstance(optimizer, LBFGS | SparseAdam):
+        raise ValueError(
+            f"update.class_path must be a rule that makes a step from one dense gradient, got "
+            f"{type(optimizer).__name__}; choose SGD, Adam, AdamW, RMSprop or RMSDynamic"
+        )
+    if isinstance(optimizer, RMSDynamic):
+        optimizer.use_statistics(optimizer.statistics.load_or_collect(module))
+    for group in optimizer.param_groups:
+        # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
+        if "fused" in group and group["fused"] is None and not group.get("foreach"):
+            group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
+        elif group.get("foreach", True) is None:
+            group["foreach"] = True
+    return optimizer
+
+
+@dataclass
+class GradientStatistics:
+    """The root mean square of each weight's gradient over segments of a corpus, under the unlearned weights.
+
+    Formula: MS = √(mean over segments of g²), g the gradient of a segment's mean nats. Documents are read with the
+    run's own context.
+
+    Args:
+        data: the corpus, with the settings of `data`: `{path: text, data_files: books/*.txt}`.
+        segments: how many segments to read at most.
+        file: where the statistics are saved, and loaded from the next time; null keeps them in memory only.
+    """
+
+    data: dict[str, Any] | None = None
+    segments: int = 256
+    file: str | None = None
+
+    def load_or_collect(self, module: "DynamicEvaluation") -> list[Tensor]:
+        """MS of each learned weight, from `file` if it exists, else collected (and saved)."""
+        names = [name for name, weight in module.model.named_parameters() if weight.requires_grad]
+        if self.file is not None and Path(self.file).exists():
+            return self._load(self.file, names, module.weights.learned)
+        if self.data is None:
+            raise ValueError(
+                f"update.statistics.data must name a corpus to collect gradient statistics from, as "
+                f"update.statistics.file is {self.file or 'not given'}{' (no such file)' if self.file else ''}"
+            )
+        statistics = self.collect(module)
+        if self.file is not None:
+            Path(self.file).parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.cpu() for name, value in zip(names, statistics, strict=True)}, self.file)
+        return statistics
+
+    def collect(self, module: "DynamicEvaluation") -> list[Tensor]:
+        """MS of each learned weight, read off the corpus now."""
+        if self.segments < 1:
+            raise ValueError(f"update.statistics.segments must be at least 1, got {self.segments}")
+        learned = module.weights.learned
+        sums = [torch.zeros_like(weight) for weight in learned]
+        count = 0
+        for wave in waves(DocumentStream(**(self.data or {})).load(module.tokenizer)):
+            memory = None
+            for segment in segments(wave, module.context):
+                segment = segment.to(module.device)
+                logits, memory = module.weights.read(segment, memory)
+                gradients = torch.autograd.grad(token_nats(logits, segment.targets).mean(), learned, allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total.addcmul_(gradient, gradient)
+                count += 1
+                if count == self.segments:
+                    return [(total / count).sqrt_() for total in sums]
+        if count == 0:
+            raise ValueError("update.statistics.data must hold at least one token, got none")
+        return [(total / count).sqrt_() for total in sums]
+
+    @staticmethod
+    def _load(file: str, names: Sequence[str], learned: Sequence[Parameter]) -> list[Tensor]:
+        try:
+            saved = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"update.statistics.file must be gradient statistics, got {file} ({error})") from error
+        shapes = {name: weight.shape for name, weight in zip(names, learned, strict=True)}
+        if {name: value.shape for name, value in saved.items()} != shapes:
+            raise ValueError(
+                f"update.statistics.file must hold the statistics of the {len(shapes)} learned weights of this model, "
+                f"got {file} with others; delete it to collect them anew"
+            )
+        return [saved[name].to(weight.device) for name, weight in zip(names, learned, strict=True)]
+
+
+class RMSDynamic(Optimizer):
+    """Krause's rule: gradients scaled by their usual size, and a pull back to the unlearned weights.
+
+    Formula: Δθ = λ · min(MS / mean(MS), 1/λ) · (θ0 − θ) − η · g / (MS + ε), with η `lr`, λ `decay`, ε `epsilon`, and MS
+    the statistics of `GradientStatistics`; mean(MS) is the mean over weight tensors of each tensor's mean. With λ = 0
+    nothing pulls. Source: Krause et al. 2018 (arXiv 1709.07432).
+
+    Args:
+        params: the learned weights; θ0 is what they are now.
+        lr: η.
+        decay: λ, at least 0.
+        epsilon: ε, above 0, in the gradient's unit.
+        statistics: where MS comes from.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float,
+        decay: float = 0.0,
+        epsilon: float = 1e-3,
+        statistics: GradientStatistics | None = None,
+    ) -> None:
+        for name, value, holds in (("lr", lr, lr >= 0), ("decay", decay, decay >= 0), ("epsilon", epsilon, epsilon > 0)):
+            if not holds:
+                raise ValueError(f"{name} must be {'above 0' if name == 'epsilon' else 'at least 0'}, got {value}")
+        self.statistics = statistics or GradientStatistics()
+        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def use_statistics(self, mean_squares: Sequence[Tensor]) -> None:
+        """Sets MS, one tensor a weight in the order of the parameters, and takes the present weights as θ0."""
+        mean = torch.stack([value.mean() for value in mean_squares]).mean()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for weight, value in zip(weights, mean_squares, strict=True):
+            self.state[weight] = {"initial": weight.detach().clone(), "mean_square": value, "relative": value / mean}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every weight that has a gradient."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            states = [self.state[weight] for weight in weights]
+            assert all(states), "use_statistics comes before step"
+            change = torch._foreach_div(
+                [weight.grad for weight in weights],
+                torch._foreach_add([state["mean_square"] for state in states], group["epsilon"]),
+            )
+            torch._foreach_mul_(change, -group["lr"])
+            if group["decay"]:
+                pull = torch._foreach_mul([state["relative"] for state in states], group["decay"])
+                torch._foreach_clamp_max_(pull, 1.0)
+                distance = torch._foreach_sub([state["initial"] for state in states], weights)
+                torch._foreach_addcmul_(change, pull, distance)
+            torch._foreach_add_(weights, change)

@@ -1,0 +1,103 @@
+"""Waves: documents that begin together, and their segments one after another.
+
+The documents of a wave are sorted longest first, so those still running at segment i are always its first ones: a
+finished document is sliced off, never masked. Tokens that a forward scores must be equally many in every row, so a
+document's short last segment is a forward of its own.
+
+    wave of lengths 10, 7, 3 with segment 4:
+    segment 0   rows 0–1 (4 tokens)   row 2 (3 tokens)
+    segment 1   row 0 (4 tokens)      row 1 (3 tokens)
+    segment 2   row 0 (2 tokens)
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from dynlight.context import Context, Cut
+
+if TYPE_CHECKING:
+    from dynlight.documents import Document
+
+Wave = tuple["Document", ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of those documents of a wave for which it has equally many tokens.
+
+    Shapes: D documents, C context tokens, S scored tokens.
+    """
+
+    documents: Wave
+    rows: slice  # their rows in the wave
+    wave: int
+    cut: Cut
+    inputs: Tensor  # int64 [D, C + S], what the forward reads
+    targets: Tensor  # int64 [D, S], the tokens scored
+    bytes: tuple[int, ...]  # UTF-8 bytes that the scored tokens of each document stand for
+
+    @property
+    def is_first(self) -> bool:
+        """Whether documents begin here."""
+        return self.cut.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether these documents end here (documents that end together are of one length)."""
+        return self.cut.stop == len(self.documents[0])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
+        """The same segment with its tensors on `device`; Lightning calls this."""
+        inputs = self.inputs.to(device, non_blocking=non_blocking)
+        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=non_blocking))
+
+
+def waves(documents: Sequence["Document"], together: int = 1) -> list[Wave]:
+    """Documents in waves of `together` of like length, longest first; one at a time they keep their given order.
+
+    Documents without tokens have nothing to score and are in no wave.
+    """
+    running = [document for document in documents if len(document)]
+    if together > 1:
+        running.sort(key=lambda document: (-len(document), document.index))
+    return [tuple(running[i : i + together]) for i in range(0, len(running), together)]
+
+
+def segments(wave: Wave, context: Context, number: int = 0) -> Iterator[Segment]:
+    """The segments of wave `number`, position by position; together they score each token of it exactly once."""
+    sequences = [torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave]
+    for cut in context.cuts(len(wave[0])):
+        row = 0
+        running = [min(cut.stop, len(document)) for document in wave if len(document) > cut.start]
+        for stop, group in groupby(running):
+            rows = slice(row, row := row + len(list(group)))
+            short = cut if stop == cut.stop else Cut(cut.index, cut.start, stop, context.context(cut.start, stop))
+            read = slice(short.start - short.context, short.stop)
+            scored = slice(short.start + 1, short.stop + 1)
+            yield Segment(
+                documents=wave[rows],
+                rows=rows,
+                wave=number,
+                cut=short,
+                inputs=torch.stack([sequence[read] for sequence in sequences[rows]]),
+                targets=torch.stack([sequence[scored] for sequence in sequences[rows]]),
+                bytes=tuple(int(document.token_bytes[cut.start : stop].sum()) for document in wave[rows]),
+            )
+
+
+class SegmentStream(IterableDataset):
+    """All segments of all waves in the order in which they are scored and learned from."""
+
+    def __init__(self, waves: Sequence[Wave], context: Context) -> None:
+        self.waves = waves
+        self.context = context
+
+    def __iter__(self) -> Iterator[Segment]:
+        for number, wave in enumerate(self.waves):
+            yield from segments(wave, self.context, number)

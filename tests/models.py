@@ -1,0 +1,52 @@
+"""Models of every tested architecture, small enough to run thousands of segments, with random weights."""
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+VOCABULARY = 61
+_COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+_LLAMA = _COMMON | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**_LLAMA, tie_word_embeddings=True),
+    "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=4, n_head=4, n_positions=256),
+    "gpt_neox": GPTNeoXConfig(**(_LLAMA | {"num_key_value_heads": None}), tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**_LLAMA, head_dim=8, tie_word_embeddings=False),
+    "mistral": MistralConfig(**_LLAMA, sliding_window=24),
+    "opt": OPTConfig(
+        **(_COMMON | {"pad_token_id": 1}),
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    ),
+}
+WITH_MEMORY = ["llama", "gpt_neox", "qwen3", "mistral"]
+
+
+def tiny(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """A small model, large enough in its weights that predictions differ from token to token."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture], attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model

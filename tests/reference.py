@@ -1,0 +1,91 @@
+"""The method as one slow, obvious loop: no Lightning, nothing of dynlight, one document after another."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import DynamicCache, PreTrainedModel
+
+
+def evaluate(
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    prefix: int,
+    *,
+    segment: int,
+    window: int | None = None,
+    memory: int | None = None,
+    make_optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+    learns: Callable[[int], bool] = lambda i: True,
+    passes: int = 1,
+    reset: bool = True,
+    clip: float | None = None,
+) -> list[list[Tensor]]:
+    """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    unlearned = [parameter.detach().clone() for parameter in learned]
+    optimizer = make_optimizer(learned) if make_optimizer else None
+    results: list[list[Tensor]] = []
+    for tokens in documents:
+        if reset and make_optimizer:
+            with torch.no_grad():
+                for parameter, initial in zip(learned, unlearned, strict=True):
+                    parameter.copy_(initial)
+            optimizer = make_optimizer(learned)
+        sequence = torch.tensor([prefix, *tokens])
+        results.append([])
+        keys_and_values: list[tuple[Tensor, Tensor]] = []
+        for i in range((len(tokens) + segment - 1) // segment):
+            start, stop = i * segment, min((i + 1) * segment, len(tokens))
+            learn = optimizer is not None and learns(i)
+            with torch.set_grad_enabled(learn):
+                if window is not None:
+                    nats = nats_in_window(model, sequence, start, stop, window)
+                else:
+                    nats, cache = nats_with_memory(model, sequence, start, stop, keys_and_values)
+            results[-1].append(nats.detach())
+            for repeat in range(passes if learn else 0):
+                if repeat > 0 and window is not None:
+                    nats = nats_in_window(model, sequence, start, stop, window)
+                elif repeat > 0:
+                    nats, _ = nats_with_memory(model, sequence, start, stop, keys_and_values)
+                for parameter in learned:
+                    parameter.grad = None
+                nats.mean().backward()
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(learned, clip)
+                optimizer.step()
+            if memory is not None:
+                keys_and_values = [
+                    (keys[:, :, max(0, keys.shape[2] - memory) :], values[:, :, max(0, values.shape[2] - memory) :])
+                    for keys, values in cache
+                ]
+    return results
+
+
+def nats_in_window(model: PreTrainedModel, sequence: Tensor, start: int, stop: int, window: int) -> Tensor:
+    inputs = sequence[max(0, stop - window) : stop]
+    # Only the scored tokens get logits: with those of the context too, sums in the backward would round differently.
+    logits = model(input_ids=inputs[None], use_cache=False, logits_to_keep=stop - start).logits[0]
+    return nats(logits, sequence[start + 1 : stop + 1])
+
+
+def nats_with_memory(
+    model: PreTrainedModel, sequence: Tensor, start: int, stop: int, kept: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(kept):
+        cache.update(keys, values, layer)
+    logits = model(
+        input_ids=sequence[None, start:stop],
+        position_ids=torch.arange(start, stop)[None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[0]
+    states = [(layer.keys.detach(), layer.values.detach()) for layer in cache.layers]
+    return nats(logits, sequence[start + 1 : stop + 1]), states
+
+
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return -torch.log_softmax(logits.float(), dim=-1).gather(-1, targets[:, None]).squeeze(-1)

@@ -1,0 +1,71 @@
+"""Running dynlight on documents made of token ids, as short as a test wants it."""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dynlight import Context, Document, DocumentStream, DynamicEvaluation
+
+TRAINER: dict[str, Any] = {
+    "max_epochs": 1,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def document(tokens: Sequence[int], index: int = 0, prefix: int = 0) -> Document:
+    """A document of these tokens; each stands for one letter."""
+    ids = torch.tensor(list(tokens), dtype=torch.int64)
+    return Document(index, f"document {index}", "x" * len(ids), ids, torch.arange(1, len(ids) + 1), prefix)
+
+
+def random_tokens(length: int, seed: int, vocabulary: int = 61) -> list[int]:
+    """Tokens with something to learn: a random walk over part of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(0, 7, (length,), generator=generator).cumsum(0) % vocabulary).tolist()
+
+
+class Collect(Callback):
+    """Keeps the nats of every segment, by document."""
+
+    def __init__(self) -> None:
+        self.nats: dict[int, list[Tensor]] = {}
+        self.static: dict[int, list[Tensor | None]] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for row, each in enumerate(batch.documents if pl_module.score else ()):
+            self.nats.setdefault(each.index, []).append(pl_module.score.nats[row])
+            static = pl_module.score.static_nats
+            self.static.setdefault(each.index, []).append(None if static is None else static[row])
+
+
+def run(
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    context: Context,
+    callbacks: Sequence[Callback] = (),
+    together: int = 1,
+    **choices: Any,
+) -> SimpleNamespace:
+    """Reads documents of token ids; returns nats and static nats (by document and segment), and the module."""
+    stream = DocumentStream.from_texts(["unused"], together=together)
+    stream.loaded = [document(tokens, i) for i, tokens in enumerate(documents)]
+    module = DynamicEvaluation(model, None, context=context, **({"reference": None} | choices))
+    collect = Collect()
+    Trainer(callbacks=[collect, *callbacks], **TRAINER).fit(module, stream)
+    return SimpleNamespace(
+        nats=[collect.nats.get(i, []) for i in range(len(documents))],
+        static=[collect.static.get(i, []) for i in range(len(documents))],
+        module=module,
+    )
+
+
+Make = Callable[[Any], Any]
