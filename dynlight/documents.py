@@ -9,6 +9,7 @@ overlap, and so bits per byte divides by exactly the bytes that were read, whate
     anything else   a row                    its title, name or id if it has one, else its number
 """
 
+import logging
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -198,6 +199,8 @@ class DocumentStream(LightningDataModule):
         # Left to itself, datasets would then read every file below the folder it is started in.
         if path in FILE_FORMATS and not data_files and not data_dir:
             raise ValueError(f"data.data_files must name the files to read as {path}, got {data_files!r}")
+        if path not in (STANDARD_LIBRARY, *FILE_FORMATS) and os.path.isfile(path):
+            raise ValueError(f"data.path must be a data set, got a file; choose path: text, data_files: {path}")
         self.path = path
         self.name = name
         self.data_files = data_files
@@ -223,7 +226,7 @@ class DocumentStream(LightningDataModule):
         names = [f"text {i}" for i in range(len(texts))] if names is None else names
         if len(set(names)) != len(names) or len(names) != len(texts):
             raise ValueError(f"names must be {len(texts)} different ones, one a text, got {len(set(names))}")
-        stream = cls("texts", **settings)
+        stream = cls("texts in memory", **settings)
         stream._in_memory = list(zip(names, texts, strict=True))
         return stream
 
@@ -276,18 +279,19 @@ class DocumentStream(LightningDataModule):
         parts = [part.partition("[")[0] for part in split.split("+")]  # train[:10]+test → train, test
         if not set(parts) <= set(splits):
             raise ValueError(f"data.split must be one of {', '.join(splits)}, got {self.split or 'null'}")
-        if files is not None:
+        if files is not None and not all(files[part] for part in parts):
+            raise ValueError(f"data.data_files must match at least one file, got {self.data_files!r}")
+        data_files = self.data_files
+        if files is not None and len(parts) < len(splits):
             # The other splits are neither downloaded nor converted: of PG-19 that is all but 1%.
-            files = type(files)({part: files[part] for part in parts})
-            if not all(files.values()):
-                raise ValueError(f"data.data_files must match at least one file, got {self.data_files!r}")
+            data_files = type(files)({part: files[part] for part in parts})
         with self._readable():
             if builder.info.builder_name != "text" or files is None:
-                return self._rows(load_dataset(**source, data_files=files, split=split, streaming=self.streaming))
+                return self._rows(load_dataset(**source, data_files=data_files, split=split, streaming=self.streaming))
             # datasets reads text line by line and changes line ends, so text files are read here, byte for byte.
-            unique = {part: list(dict.fromkeys(files[part])) for part in parts}
-            ranges = ReadInstruction.from_spec(split).to_absolute({part: len(unique[part]) for part in parts})
-            return self._files([file for r in ranges for file in unique[r.splitname][r.from_ : r.to]])
+            ranges = ReadInstruction.from_spec(split).to_absolute({part: len(files[part]) for part in parts})
+            chosen = [file for r in ranges for file in files[r.splitname][r.from_ : r.to]]
+            return self._files(list(dict.fromkeys(chosen)))  # two patterns may match one file
 
     def _files(self, files: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Names and texts of text files, local or remote; what is compressed is unpacked."""
@@ -326,6 +330,9 @@ class DocumentStream(LightningDataModule):
     @contextmanager
     def _readable(self, file: str | None = None) -> Iterator[None]:
         """Says in one line what a library finds wrong with the data, or with one file of it."""
+        logger = logging.getLogger("datasets")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # it writes many lines about an error before it raises it
         try:
             yield
         # Its own errors and those of pyarrow, pandas, fsspec, httpx: datasets raises from many families.
@@ -338,6 +345,8 @@ class DocumentStream(LightningDataModule):
                 f"data.{setting} must be data that can be read, got {file or getattr(self, setting)!r}: "
                 f"{shorten(str(reason), 300, placeholder=' …') or type(reason).__name__}{advice}"
             ) from None
+        finally:
+            logger.setLevel(level)
 
 
 def _modules(count: int) -> Iterator[tuple[str, str]]:

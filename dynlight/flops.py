@@ -13,11 +13,8 @@ memory traffic rather than FLOPs, which is why wall-clock and FLOPs part on smal
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynlight.report import bits_per_byte, nats_per_token
 from dynlight.updates import RMSDynamic
 from dynlight.waves import Cut, Segment
-from dynlight.weights import InPlace, token_nats
+from dynlight.weights import InPlace, Memory, token_nats
 
 if TYPE_CHECKING:
     from dynlight.module import DynamicEvaluation, Score
@@ -83,40 +80,50 @@ class FlopCounter:
         return self._measure(cut.context, cut.stop - cut.start, score.memory_length, learns).times(score.updates)
 
     def _measure_shape(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
-        segment = Segment(
-            documents=(),
-            rows=slice(0, 1),
-            wave=0,
-            cut=Cut(0, 0, scored, context),
-            inputs=torch.empty(1, context + scored, dtype=torch.int64, device="meta"),
-            targets=torch.empty(1, scored, dtype=torch.int64, device="meta"),
-            bytes=(),
-        )
-        kept = self._empty_memory(segment, memory)
-        forward = _matmul_flops(lambda: self._weights.read(segment, kept), learns=False)
-        static = _matmul_flops(lambda: self._weights.read_static(segment, kept), learns=False) if self._has_reference else 0
-        if not learns:
-            return Flops(forward=forward, static=static)
-
-        def learn() -> None:
+        segment = _empty_segment(context, scored)
+        kept = self._empty_memory(memory)
+        holders = [module for module in self._model.modules() if _holds_learned(module)] if learns else []
+        outputs: list[Tensor] = []
+        hooks = [holder.register_forward_hook(lambda *call: outputs.append(call[-1])) for holder in holders]
+        with torch.set_grad_enabled(learns), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             logits, _ = self._weights.read(segment, kept)
-            token_nats(logits, segment.targets).mean().backward()
+            forward = counter.get_total_flops()
+            for hook in hooks:
+                hook.remove()
+            if learns:
+                loss = token_nats(logits, segment.targets).mean()
+                # To the outputs of the modules that hold learned weights: through activations and no further.
+                torch.autograd.grad(loss, outputs, retain_graph=True)
+                activation = counter.get_total_flops() - forward
+                torch.autograd.grad(loss, self._weights.learned, allow_unused=True)
+                weight = counter.get_total_flops() - forward - 2 * activation
+        return Flops(
+            forward=forward,
+            activation=activation if learns else 0,
+            weight=weight if learns else 0,
+            update=self._update_flops if learns else 0,
+            static=self._static_flops(segment, kept) if self._has_reference else 0,
+        )
 
-        whole = _matmul_flops(learn)
-        with _outputs_learn(self._model):
-            through_activations = _matmul_flops(learn)
-        return Flops(forward, through_activations - forward, whole - through_activations, self._update_flops(), static)
+    def _static_flops(self, segment: Segment, memory: Memory) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self._weights.read_static(segment, memory)
+        return counter.get_total_flops()
 
-    def _empty_memory(self, segment: Segment, length: int) -> list[tuple[Tensor, Tensor]] | None:
+    def _empty_memory(self, length: int) -> Memory:
         if length == 0:
             return None
-        with torch.no_grad():
-            _, one = self._weights.read(replace(segment, inputs=segment.inputs[:, :1], targets=segment.targets[:, :1],
-                                                cut=Cut(0, 0, 1, 0)), None)
-        assert one is not None, "only a context with memory carries one"
-        return [tuple(state.expand(-1, -1, length, -1) for state in block) for block in one]  # type: ignore[misc]
+        return [(keys.expand(-1, -1, length, -1), values.expand(-1, -1, length, -1)) for keys, values in self._position]
 
-    @cache  # noqa: B019 (one counter a run)
+    @cached_property
+    def _position(self) -> list[tuple[Tensor, Tensor]]:
+        """What one position leaves in memory: the shapes of its keys and values."""
+        with torch.no_grad():
+            _, memory = self._weights.read(_empty_segment(context=0, scored=1), None)
+        assert memory, "only a context with memory carries one"
+        return memory
+
+    @cached_property
     def _update_flops(self) -> int:
         assert self._update is not None, "a segment is learned from only where there is an update"
         weights = [nn.Parameter(torch.empty_like(weight)) for weight in self._weights.learned]
@@ -127,6 +134,7 @@ class FlopCounter:
             group.update({switch: False for switch in ("fused", "foreach") if switch in group})
         for weight in weights:
             weight.grad = torch.empty_like(weight)
+        optimizer.step()  # a first one makes the state; those that follow are what an update costs
         with _ElementCounter() as counter:
             optimizer.step()
         return counter.elements
@@ -193,35 +201,20 @@ def _without_data(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def _matmul_flops(run: Any, learns: bool = True) -> int:
-    counter = FlopCounterMode(display=False)
-    with torch.set_grad_enabled(learns), sdpa_kernel(SDPBackend.MATH), counter:
-        run()
-    return counter.get_total_flops()
+def _empty_segment(context: int, scored: int) -> Segment:
+    return Segment(
+        documents=(),
+        rows=slice(0, 1),
+        wave=0,
+        cut=Cut(0, 0, scored, context),
+        inputs=torch.empty(1, context + scored, dtype=torch.int64, device="meta"),
+        targets=torch.empty(1, scored, dtype=torch.int64, device="meta"),
+        bytes=(),
+    )
 
 
-@contextmanager
-def _outputs_learn(model: nn.Module) -> Iterator[None]:
-    """Lets the outputs of the modules that hold learned weights take gradients, instead of the weights.
-
-    A backward then crosses just the same activations and leaves out the products that give weights their gradients.
-    """
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    holders = [
-        module for module in model.modules() if any(p.requires_grad for p in chain(module.parameters(recurse=False)))
-    ]
-    hooks = [holder.register_forward_hook(_require_grad) for holder in holders]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    yield
-    for parameter in learned:
-        parameter.requires_grad_(True)
-    for hook in hooks:
-        hook.remove()
-
-
-def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output if output.requires_grad else output.requires_grad_()
+def _holds_learned(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 class _ElementCounter(TorchDispatchMode):

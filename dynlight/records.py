@@ -88,7 +88,9 @@ class Records(Callback):
     ) -> None:
         score = pl_module.score
         for row, document in enumerate(batch.documents):
-            part = self._parts.setdefault(document.index, _Part(document, self._rows))
+            if document.index not in self._parts:
+                self._parts[document.index] = _Part(document, self._rows)
+            part = self._parts[document.index]
             if score is not None:
                 part.add(score, pl_module.flop_counter.count(score), row)
             if batch.is_last:

@@ -43,20 +43,26 @@ def read(model: PreTrainedModel, segment: Segment, memory: Memory, context: Cont
     values of this segment; what is carried over is detached.
     """
     scored = segment.targets.shape[1]
-    if context.memory is None:
-        return model(input_ids=segment.inputs, use_cache=False, logits_to_keep=scored).logits, None
+    carries = context.memory is not None
+    # Without memory, too, a cache is passed: transformers would else search the positions for packed documents, which
+    # costs time and a wait for the device.
     cache = DynamicCache(memory)
-    positions = torch.arange(segment.cut.start, segment.cut.stop, device=segment.inputs.device).unsqueeze(0)
     logits = model(
         input_ids=segment.inputs,
-        position_ids=positions,
+        position_ids=_positions(segment) if carries else None,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=scored,
     ).logits
+    if not carries:
+        return logits, None
     drop = max(0, memory_length(memory) + scored - context.memory)
-    kept = [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
-    return logits, kept
+    return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
+
+
+def _positions(segment: Segment) -> Tensor:
+    """Positions counted through the document, [1, S]."""
+    return torch.arange(segment.cut.start, segment.cut.stop, device=segment.inputs.device).unsqueeze(0)
 
 
 class InPlace:
@@ -94,16 +100,17 @@ class InPlace:
 
     @contextmanager
     def _unlearned(self) -> Iterator[None]:
-        if self._adapters:
-            for adapter in self._adapters:
-                adapter._disable_adapters = True
+        switch = self._switch_adapters if self._adapters else self._exchange
+        switch()
+        try:
             yield
-            for adapter in self._adapters:
-                adapter._disable_adapters = False
-            return
-        self._exchange()
-        yield
-        self._exchange()
+        finally:
+            switch()
+
+    def _switch_adapters(self) -> None:
+        # Not PEFT's enable_adapters: it walks all parameters to set requires_grad, which nothing here reads.
+        for adapter in self._adapters:
+            adapter._disable_adapters = not adapter._disable_adapters
 
     def _exchange(self) -> None:
         # Exchanging storages copies nothing and leaves the parameters' identity, which optimizers rely on.

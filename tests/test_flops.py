@@ -1,0 +1,160 @@
+"""FLOPs as measured against FLOPs by arithmetic, on every architecture."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from models import CONFIGS, WITH_MEMORY, tiny
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDynamic, TransformerXL
+from dynlight.flops import Flops, FlopCounter
+from dynlight.waves import Cut
+
+BLOCKS = 4
+FIRST_MAPS = {  # of a block, those that read its input
+    "llama": ("q_proj", "k_proj", "v_proj"),
+    "gpt2": ("c_attn",),
+    "gpt_neox": ("query_key_value", "dense_h_to_4h"),  # attention and MLP side by side
+    "qwen3": ("q_proj", "k_proj", "v_proj"),
+    "mistral": ("q_proj", "k_proj", "v_proj"),
+    "opt": ("q_proj", "k_proj", "v_proj"),
+}
+
+
+def counter(architecture, parameters=None, context=None, update=None, reference="static"):
+    module = DynamicEvaluation(
+        tiny(architecture),
+        None,
+        context=context or Overlapping(16, 64),
+        parameters=parameters or All(),
+        update=update or partial(torch.optim.SGD, lr=0.1),
+        reference=reference,
+    )
+    return FlopCounter(module), module
+
+
+def measure(counter, context=0, scored=16, memory=0, updates=1):
+    score = SimpleNamespace(
+        segment=SimpleNamespace(cut=Cut(0, 0, scored, context)), memory_length=memory, updates=updates
+    )
+    return counter.count(score)
+
+
+def matrices(model, block=None):
+    """Weights of the linear maps in each block (or of one), and of the output layer."""
+    config = model.config
+    inside = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and "lora_" not in name
+        and any(part.isdigit() for part in name.split("."))
+        and (block is None or str(block) in name.split("."))
+    )
+    return inside, config.vocab_size * config.hidden_size
+
+
+def attention_width(model):
+    config = model.config
+    return config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(("context", "scored"), [(0, 16), (48, 16), (0, 64), (7, 1)])
+def test_full_adaptation_equals_arithmetic_overlapping(architecture, context, scored):
+    counts, module = counter(architecture)
+    found = measure(counts, context, scored)
+    inside, output = matrices(module.model)
+    read, width = context + scored, attention_width(module.model)
+    attention = 4 * BLOCKS * width * read * read
+    assert found.forward == 2 * inside * read + 2 * output * scored + attention
+    # The embedding learns, so the gradient crosses the whole depth.
+    assert found.activation == 2 * inside * read + 2 * output * scored + 2 * attention
+    assert found.weight == 2 * inside * read + 2 * output * scored
+    assert found.static == found.forward
+    assert found.total == found.forward + found.activation + found.weight
+
+
+@pytest.mark.parametrize("architecture", WITH_MEMORY)
+@pytest.mark.parametrize(("scored", "memory"), [(16, 0), (16, 48), (5, 48)])
+def test_full_adaptation_equals_arithmetic_with_memory(architecture, scored, memory):
+    counts, module = counter(architecture, context=TransformerXL(16, 48))
+    found = measure(counts, 0, scored, memory)
+    inside, output = matrices(module.model)
+    attention = 4 * BLOCKS * attention_width(module.model) * scored * (memory + scored)
+    assert found.forward == 2 * (inside + output) * scored + attention
+    assert found.activation == 2 * (inside + output) * scored + 2 * attention
+    assert found.weight == 2 * (inside + output) * scored
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("first", [0, 2, 3])
+def test_backward_stops_at_the_first_learned_block(architecture, first):
+    counts, module = counter(architecture, Matching(blocks=[first, -1]))
+    found = measure(counts, scored=32)
+    inside, output = matrices(module.model)
+    learned = BLOCKS - first
+    per_block = inside // BLOCKS
+    attention = 4 * attention_width(module.model) * 32 * 32
+    assert found.forward == 2 * (inside + output) * 32 + BLOCKS * attention
+    assert found.weight == 2 * learned * per_block * 32
+    # In all of these a norm that learns stands before a block's first maps, so these too pass gradients down to it.
+    assert found.activation == 2 * (learned * per_block + output) * 32 + 2 * learned * attention
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_lora_learns_its_own_small_matrices(architecture):
+    rank = 4
+    counts, module = counter(architecture, LoRA(rank=rank))
+    found = measure(counts, scored=32)
+    inside, output = matrices(module.model)
+    adapters = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
+    attention = 4 * BLOCKS * attention_width(module.model) * 32 * 32
+    assert found.forward == 2 * (inside + output + adapters) * 32 + attention
+    assert found.static == 2 * (inside + output) * 32 + attention
+    assert found.weight == 2 * adapters * 32
+    # The first block's first maps read what no learned weight has touched, so they and their A pass nothing down.
+    first = [
+        (name, parameter)
+        for name, parameter in module.model.named_parameters()
+        if "0" in name.split(".")[:4] and any(part in name for part in FIRST_MAPS[architecture]) and parameter.ndim == 2
+    ]
+    stop = sum(parameter.numel() for name, parameter in first if "lora_B" not in name)
+    assert stop > 0
+    assert found.activation == 2 * (inside + output + adapters - stop) * 32 + 2 * attention
+
+
+def test_a_segment_not_learned_from_costs_its_forward_only():
+    counts, _ = counter("llama")
+    found = measure(counts, updates=0)
+    assert found == Flops(forward=found.forward, static=found.forward)
+
+
+def test_passes_repeat_forward_and_backward():
+    counts, _ = counter("llama")
+    one, three = measure(counts, updates=1), measure(counts, updates=3)
+    assert (three.forward, three.activation, three.weight) == (3 * one.forward, 3 * one.activation, 3 * one.weight)
+    assert three.update == 3 * one.update
+    assert three.static == one.static
+
+
+def test_no_reference_costs_nothing():
+    assert measure(counter("llama", reference=None)[0]).static == 0
+
+
+@pytest.mark.parametrize(
+    ("update", "operations"),
+    [
+        (partial(torch.optim.SGD, lr=0.1), 1),  # θ ← θ − η g
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.9), 3),  # v · μ, v + g, θ − η v
+        (partial(RMSDynamic, lr=0.1), 4),  # MS + ε, g / ·, · (−η), θ + ·
+        (partial(RMSDynamic, lr=0.1, decay=0.1), 8),  # and λ · MS / mean, min, θ0 − θ, their product
+    ],
+)
+def test_update_counts_elements_written(update, operations):
+    counts, module = counter("llama", update=update)
+    learned = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
+    assert measure(counts).update == operations * learned
