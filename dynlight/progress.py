@@ -50,8 +50,7 @@ class DocumentProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         assert self._bar is not None, "on_train_start comes first"
-        if batch.is_last:
-            self._done += len(batch.documents)
+        self._done += len(batch.finished)
         if self._bar.update(batch.targets.numel()):
             self._describe(pl_module)
 

@@ -93,9 +93,8 @@ class Records(Callback):
             part = self._parts[document.index]
             if score is not None:
                 part.add(score, pl_module.flop_counter.count(score), row)
-            if batch.is_last:
-                part.close()
-                del self._parts[document.index]
+        for document in batch.finished:
+            self._parts.pop(document.index).close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
@@ -114,7 +113,7 @@ class Records(Callback):
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("dynlight", "torch", "lightning", "transformers", "peft")},
         }
-        (self.folder / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False))
+        (self.folder / "run.json").write_text(json.dumps(run, indent=1))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # What was scored stays on disk, as parts.

@@ -48,9 +48,9 @@ class Segment:
         return self.cut.index == 0
 
     @property
-    def is_last(self) -> bool:
-        """Whether these documents end here (documents that end together are of one length)."""
-        return self.cut.stop == len(self.documents[0])
+    def finished(self) -> Wave:
+        """The documents that end here."""
+        return tuple(document for document in self.documents if len(document) == self.cut.stop)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
         """The same segment with its tensors on `device`; Lightning calls this."""

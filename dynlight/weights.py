@@ -96,7 +96,8 @@ class InPlace:
     @torch.no_grad()
     def reset(self) -> None:
         """θ ← θ0."""
-        torch._foreach_copy_(self.learned, self.initial)
+        if self.learned:
+            torch._foreach_copy_(self.learned, self.initial)
 
     @contextmanager
     def _unlearned(self) -> Iterator[None]:
