@@ -13,7 +13,7 @@ memory traffic rather than FLOPs, which is why wall-clock and FLOPs part on smal
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Flops:
 class FlopCounter:
     """Measures each shape once, on a copy of the model without data (torch's `meta` device).
 
-    The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
+    Memory between none and all of it needs no measurement: its cost lies on a line. The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
     neither memory nor arithmetic. Attention runs as plain matrix products there, as fused kernels hide theirs.
     """
 
@@ -77,7 +77,21 @@ class FlopCounter:
     def count(self, score: "Score") -> Flops:
         """The FLOPs of a segment that was scored, for one of its documents."""
         cut, learns = score.segment.cut, score.updates > 0
-        return self._measure(cut.context, cut.stop - cut.start, score.memory_length, learns).times(score.updates)
+        shape = (cut.context, cut.stop - cut.start)
+        return self._at_memory(*shape, score.memory_length, learns).times(score.updates)
+
+    def _at_memory(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
+        full = self._weights.context.memory
+        if not full or memory in (0, full):
+            return self._measure(context, scored, memory, learns)
+        # Keys and values enter each product as one dimension, so between no memory and a full one the cost is a line.
+        none, all_of_it = (self._measure(context, scored, length, learns) for length in (0, full))
+        parts = {}
+        for part, most in asdict(all_of_it).items():
+            least = getattr(none, part)
+            assert (most - least) * memory % full == 0, "a line through whole numbers of FLOPs a position"
+            parts[part] = least + (most - least) * memory // full
+        return Flops(**parts)
 
     def _measure_shape(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
         segment = _empty_segment(context, scored)

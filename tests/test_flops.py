@@ -79,7 +79,7 @@ def test_full_adaptation_equals_arithmetic_overlapping(architecture, context, sc
 
 
 @pytest.mark.parametrize("architecture", WITH_MEMORY)
-@pytest.mark.parametrize(("scored", "memory"), [(16, 0), (16, 48), (5, 48)])
+@pytest.mark.parametrize(("scored", "memory"), [(16, 0), (16, 16), (16, 48), (5, 48), (5, 31)])
 def test_full_adaptation_equals_arithmetic_with_memory(architecture, scored, memory):
     counts, module = counter(architecture, context=TransformerXL(16, 48))
     found = measure(counts, 0, scored, memory)
