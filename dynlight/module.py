@@ -146,6 +146,7 @@ class DynamicEvaluation(LightningModule):
     def on_train_start(self) -> None:
         # Lightning's Trainer puts no module into train mode by itself, but a caller may have.
         self.model.eval()
+        self._waits_for_device = self.device.type == "cuda"
 
     def on_train_epoch_end(self) -> None:
         # Documents are read once: a Trainer without max_epochs would begin again, on weights that have seen them.
@@ -195,23 +196,24 @@ class DynamicEvaluation(LightningModule):
 
     def _learn(self, segment: Segment, nats: Tensor, memory: Memory) -> int:
         """Makes the updates that are due; the first learns from the very forward that gave the score."""
-        optimizer = self.optimizers()
+        # Lightning's wrapper of the optimizer counts updates and calls hooks that nothing here uses; a segment is short.
+        optimizer = self.optimizers(use_pl_optimizer=False)
         for repeat in range(self.passes):
             if repeat > 0:
                 logits, _ = self.weights.read(segment, memory)
                 nats = token_nats(logits, segment.targets)
-            optimizer.zero_grad()
             # A mean over the segment's tokens, a sum over documents: each document's gradient is its own.
             self.manual_backward(nats.mean(dim=1).sum())
             if self.clip is not None:
                 self.weights.clip_gradients(self.clip)
             optimizer.step()
+            self.weights.clear_gradients()
         return self.passes
 
     def _is_finite(self, *nats: Tensor | None) -> bool:
         return all(bool(torch.isfinite(each).all()) for each in nats if each is not None)
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
+        if self._waits_for_device:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

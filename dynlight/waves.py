@@ -54,6 +54,8 @@ class Segment:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
         """The same segment with its tensors on `device`; Lightning calls this."""
+        if self.inputs.device == device:
+            return self
         inputs = self.inputs.to(device, non_blocking=non_blocking)
         return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=non_blocking))
 

@@ -89,6 +89,11 @@ class InPlace:
         with self._unlearned():
             return read(self.model, segment, memory, self.context)
 
+    def clear_gradients(self) -> None:
+        """Forgets the gradients of the last backward."""
+        for weight in self.learned:
+            weight.grad = None
+
     def clip_gradients(self, norm: float) -> None:
         """Scales the document's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
         torch.nn.utils.clip_grad_norm_(self.learned, norm)

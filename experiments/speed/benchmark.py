@@ -1,0 +1,256 @@
+"""How fast is dynlight beside what one would write by hand? Every line is a ratio of two times measured in turn.
+
+    make benchmark        or: python experiments/speed/benchmark.py [--rounds 7] [--only adapt]
+
+Both sides of a comparison run in turns in one process, A B A B …, after a first turn that isn't counted; the median of
+the turns' ratios is printed, with the least and the largest. Peak memory is that of processes of their own.
+"""
+
+import argparse
+import csv
+import logging
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+
+from dynlight import (
+    All,
+    Document,
+    DocumentStream,
+    DynamicEvaluation,
+    LoRA,
+    Matching,
+    Parameters,
+    Pretrained,
+    Records,
+    TransformerXL,
+    UpdateFrequency,
+)
+
+MEMORY = 256
+RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to do the same, and the ratio of their times that is wanted."""
+
+    name: str
+    ours: Callable[[], torch.Tensor | None]
+    other: Callable[[], torch.Tensor | None]
+    at_most: float | None = None
+    at_least: float | None = None  # of other / ours: how many times faster ours is
+    equal: bool = True  # whether both give the same nats, to the last bit
+
+    @property
+    def target(self) -> str:
+        return f"≤ {self.at_most:.2f}×" if self.at_most else f"≥ {self.at_least:.2f}× faster"
+
+
+def llama() -> PreTrainedModel:
+    """The test model: 4 blocks, 128 wide."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tiny_books() -> PreTrainedModel:
+    """The model in this package."""
+    return Pretrained("tiny-books").load().eval()
+
+
+def tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    """Tokens with something to learn: a random walk through the vocabulary."""
+    steps = torch.randint(0, 9, (count,), generator=torch.Generator().manual_seed(1))
+    return steps.cumsum(0) % model.config.vocab_size
+
+
+def adapt(
+    make: Callable[[], PreTrainedModel],
+    count: int,
+    segment: int,
+    parameters: Parameters | None = None,
+    schedule: UpdateFrequency | None = None,
+    rows: bool = True,
+) -> torch.Tensor:
+    """One document of `count` tokens, adapted by dynlight as `dynlight.fit` does it, rows on disk and FLOPs included."""
+    model = make()
+    ids = tokens(model, count)
+    stream = DocumentStream.from_texts(["-"])
+    stream.loaded = [Document(0, "document", "x" * count, ids, torch.arange(1, count + 1), 0)]
+    module = DynamicEvaluation(
+        model,
+        None,
+        context=TransformerXL(segment, MEMORY),
+        parameters=parameters or All(),
+        update=partial(torch.optim.SGD, lr=RATE),
+        schedule=schedule,
+        reference=None,
+    )
+    records = Records() if rows else None
+    Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[records] if records else [],
+    ).fit(module, stream)
+    return module.adapted.nats.clone()
+
+
+def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forwards: bool = False) -> torch.Tensor:
+    """The loop that one would write by hand, with torch's fused update; or with a forward each to score and to learn."""
+    model = make()
+    sequence = torch.cat([torch.zeros(1, dtype=torch.int64), tokens(model, count)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, fused=True)
+    memory, total = None, torch.zeros((), dtype=torch.float64)
+    for start in range(0, count, segment):
+        stop = min(start + segment, count)
+        inputs, targets = sequence[None, start:stop], sequence[start + 1 : stop + 1]
+        positions = torch.arange(start, stop)[None]
+
+        def forward(inputs=inputs, targets=targets, positions=positions, memory=memory):
+            cache = DynamicCache(memory)
+            logits = model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True).logits[0]
+            return cross_entropy(logits.float(), targets, reduction="none"), cache
+
+        if two_forwards:
+            with torch.no_grad():
+                scored, _ = forward()
+        nats, cache = forward()
+        total += (scored if two_forwards else nats.detach()).sum(dtype=torch.float64)
+        optimizer.zero_grad()
+        nats.mean().backward()
+        optimizer.step()
+        memory = [(x.keys[:, :, -MEMORY:].detach(), x.values[:, :, -MEMORY:].detach()) for x in cache.layers]
+    return total
+
+
+def comparisons() -> Iterator[Comparison]:
+    """What is compared, in the order of the table."""
+    for name, make in (("test model", llama), ("tiny-books", tiny_books)):
+        for segment, count, bound in ((16, 8_000, 1.15), (128, 25_600, 1.05)):
+            yield Comparison(
+                f"adapt: {name}, segment {segment}: dynlight / bare loop",
+                partial(adapt, make, count, segment),
+                partial(bare, make, count, segment),
+                at_most=bound,
+            )
+    for segment, count in ((16, 8_000), (128, 25_600)):
+        yield Comparison(
+            f"two forwards: tiny-books, segment {segment}: score-then-learn recipe / dynlight",
+            partial(adapt, tiny_books, count, segment),
+            partial(bare, tiny_books, count, segment, two_forwards=True),
+            at_least=1.25,
+        )
+    whole = partial(adapt, tiny_books, 25_600, 128)
+    yield Comparison(
+        "schedule: tiny-books, segment 128: every 4 / every 1",
+        partial(adapt, tiny_books, 25_600, 128, schedule=UpdateFrequency(every=4)),
+        whole,
+        at_most=0.6,
+        equal=False,
+    )
+    yield Comparison(
+        "parameters: tiny-books, segment 128: LoRA / All",
+        partial(adapt, tiny_books, 25_600, 128, LoRA(rank=8)),
+        whole,
+        at_most=0.95,
+        equal=False,
+    )
+    yield Comparison(
+        "parameters: tiny-books, segment 128: last quarter of blocks / All",
+        partial(adapt, tiny_books, 25_600, 128, Matching(blocks=[-1, -1])),
+        whole,
+        at_most=0.7,
+        equal=False,
+    )
+
+
+def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
+    """Median, least and largest ratio of the two times over `rounds` turns."""
+    ratios = []
+    for turn in range(rounds + 1):
+        seconds, results = [], []
+        for way in (comparison.ours, comparison.other):
+            began = time.perf_counter()
+            results.append(way())
+            seconds.append(time.perf_counter() - began)
+        if comparison.equal:
+            assert torch.equal(*results), f"{comparison.name}: {results[0]} and {results[1]} nats"
+        if turn > 0:
+            ratios.append(seconds[0] / seconds[1] if comparison.at_most else seconds[1] / seconds[0])
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def peak_memory(count: int) -> int:
+    """Peak memory in bytes of a process that adapts tiny-books to a document of `count` tokens."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import benchmark\n"
+        f"benchmark.quiet(); benchmark.adapt(benchmark.tiny_books, {count}, 128)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def quiet() -> None:
+    """Leaves out what Lightning says of each of the many runs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def main() -> None:
+    """Prints the table and writes it to results.csv."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=7, help="turns counted of each comparison")
+    options.add_argument("--only", default="", help="comparisons whose name holds this")
+    options.add_argument("--out", default=str(Path(__file__).parent / "results.csv"))
+    chosen = options.parse_args()
+    quiet()
+    rows = []
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {chosen.rounds} (least – largest)")
+    for comparison in comparisons():
+        if chosen.only in comparison.name:
+            middle, least, most = measure(comparison, chosen.rounds)
+            holds = middle <= comparison.at_most if comparison.at_most else middle >= comparison.at_least
+            rows.append((comparison.name, middle, least, most, comparison.target, holds))
+            print_row(*rows[-1])
+    if chosen.only in "memory":
+        short, long = peak_memory(12_800), peak_memory(128_000)
+        rows.append(("memory: 10 times the tokens", long / short, long / short, long / short, "≤ 1.02×", long / short <= 1.02))
+        print_row(*rows[-1])
+    with open(chosen.out, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["comparison", "ratio", "least", "largest", "target", "holds"])
+        writer.writerows([(name, *(f"{x:.3f}" for x in ratios), target, holds) for name, *ratios, target, holds in rows])
+
+
+def print_row(name: str, middle: float, least: float, most: float, target: str, holds: bool) -> None:
+    """One line of the table."""
+    print(f"{name:<72} {middle:6.3f}× ({least:.3f} – {most:.3f})  wanted {target:<13} {'yes' if holds else 'NO'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
