@@ -12,6 +12,7 @@ EOS) is the input from which token 0 is predicted, so a forward that scores toke
 A new context is a class with `segment`, `memory`, `context` and `check`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class Cut(NamedTuple):
     context: int
 
 
-class Context:
+class Context(ABC):
     """Cuts a document into segments of `segment` tokens; subclasses say what else a forward has in view."""
 
     def __init__(self, segment: int) -> None:
@@ -52,6 +53,7 @@ class Context:
             stop = min(start + self.segment, tokens)
             yield Cut(index, start, stop, self.context(start, stop))
 
+    @abstractmethod
     def check(self, config: PretrainedConfig) -> None:
         """Raises ValueError where a model of this configuration cannot be read with this context."""
 

@@ -11,6 +11,7 @@ overlap, and so bits per byte divides by exactly the bytes that were read, whate
 
 import logging
 import os
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -268,7 +269,10 @@ class DocumentStream(LightningDataModule):
 
     def _data_set(self) -> Iterator[tuple[str, str]]:
         # A second that python-stdlib needn't wait for.
-        from datasets import ReadInstruction, load_dataset, load_dataset_builder
+        from datasets import ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
 
         source = {"path": self.path, "name": self.name, "data_dir": self.data_dir}
         with self._readable():
@@ -340,6 +344,8 @@ class DocumentStream(LightningDataModule):
             setting = "data_files" if self.data_files else "path"
             # "An error occurred while generating the dataset" says less than what occurred.
             reason = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
+            if isinstance(reason, StopIteration):  # what its reader of JSON says of an empty file
+                reason = "there is nothing in it"
             advice = next((advice for kind, advice in ADVICE.items() if isinstance(error, kind)), "")
             raise ValueError(
                 f"data.{setting} must be data that can be read, got {file or getattr(self, setting)!r}: "

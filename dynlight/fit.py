@@ -3,25 +3,26 @@
 import inspect
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
-import wandb
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.loggers import WandbLogger
 
-from dynlight import report
+from dynlight import dashboard, report
 from dynlight.context import Context
-from dynlight.documents import DocumentStream
-from dynlight.errors import one_line
+from dynlight.documents import Document, DocumentStream
+from dynlight.errors import ConfigFile, one_line, setting_names
 from dynlight.flops import FlopsLogger
-from dynlight.module import DynamicEvaluation
+from dynlight.module import DynamicEvaluation, check_precision
 from dynlight.parameters import Parameters
 from dynlight.pretrained import Pretrained
 from dynlight.progress import DocumentProgress
@@ -55,10 +56,12 @@ around them
   out, overwrite      the run's folder (default runs/<name of the config>), and whether to replace it
 """
 
+# What DynamicEvaluation takes of a configuration.
+_CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip")
 # What a user may set of Lightning's Trainer; the rest follows from reading each document once.
 _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
-    "benchmark", "profiler", "plugins", "limit_train_batches",
+    "benchmark", "profiler", "plugins",
 }  # fmt: skip
 TRAINER: dict[str, Any] = {
     "max_epochs": 1,
@@ -73,7 +76,7 @@ TRAINER: dict[str, Any] = {
 def parser() -> ArgumentParser:
     """The settings of a run: each section's keys are the arguments of the class that it makes."""
     settings = ArgumentParser(prog="python -m dynlight.fit", exit_on_error=False, allow_abbrev=False)
-    settings.add_argument("--config", action=ActionConfigFile)
+    settings.add_argument("--config", action=ConfigFile)
     settings.add_class_arguments(Pretrained, "model")
     settings.add_class_arguments(DocumentStream, "data")
     settings.add_subclass_arguments(Context, "context", required=True)
@@ -85,7 +88,7 @@ def parser() -> ArgumentParser:
     settings.add_argument("--clip", type=float | None, default=None)
     theirs = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
     settings.add_class_arguments(Trainer, "trainer", skip=theirs, instantiate=False)
-    settings.set_defaults({"trainer.logger": False})
+    settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})
     settings.add_argument("--seed", type=int, default=0)
     settings.add_argument("--out", type=str | None, default=None)
     settings.add_argument("--overwrite", type=bool, default=False)
@@ -102,70 +105,64 @@ def parse(arguments: Sequence[str]) -> Namespace:
     try:
         return settings.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ValueError(one_line(str(error), _names(settings))) from error
+        raise ValueError(one_line(str(error), setting_names(settings))) from error
 
 
 def fit(config: Namespace) -> dict[str, Any]:
     """Reads the documents that a configuration describes and returns the summary of what was found.
 
+    Whatever can be known to be wrong is found before weights are loaded, and before anything is written.
+
     Raises:
         ValueError: if the configuration cannot be run.
     """
     folder = Path(config.out or Path("runs") / _config_name(config))
-    if folder.exists() and not config.overwrite:
-        raise ValueError(f"out must be a new folder, got {folder}; choose another or set overwrite: true")
-    seed_everything(config.seed, verbose=False)
-    _prefer_offline()
-    _log_into(config.trainer.logger, folder)
-    choices = parser().instantiate(config)
-    # Whatever can be known to be wrong is found before weights are loaded and anything is written.
+    _check_folder(folder, config.overwrite)
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
+    check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
+    choices = parser().instantiate(_logging_into(folder, config))
+    command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
+    records = Records(folder, {"name": folder.name, "command": command})
+    trainer = make_trainer(choices.trainer, [FlopsLogger(), records, DocumentProgress()], folder)
     choices.context.check(choices.model.config())
     tokenizer = choices.model.load_tokenizer()
+    chosen = {name: choices[name] for name in _CHOICES}
+    outline = DynamicEvaluation(choices.model.outline(), tokenizer, **chosen)
+    outline.check(trainer, choices.data)
     choices.data.loaded = choices.data.load(tokenizer)
-    module = DynamicEvaluation(
-        choices.model.load(),
-        tokenizer,
-        context=choices.context,
-        parameters=choices.parameters,
-        update=choices["update"],
-        schedule=choices.schedule,
-        reset=choices.reset,
-        reference=choices.reference,
-        clip=choices.clip,
-    )
+    _check_tokens(choices.data.loaded, outline)
+    seed_everything(config.seed, verbose=False)
+    module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    parser().save(config, folder / "config.yaml", skip_unset=False)
-    command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
-    records = Records(folder, {"name": folder.name, "command": command})
-    trainer = make_trainer(choices.trainer, [FlopsLogger(), records, DocumentProgress()])
-    trainer.fit(module, choices.data)
+    try:
+        parser().save(config, folder / "config.yaml", skip_unset=False)
+        dashboard.begin(trainer.loggers, config.as_dict())
+        trainer.fit(module, choices.data)
+    except ValueError:
+        if not records.has_begun:
+            shutil.rmtree(folder)
+        raise
     summary = report.write(folder)
-    log_report(trainer, folder, summary)
     print(report.printed_table(folder))
     print(f"\nreport  {folder / 'report.html'}")
+    dashboard.finish(trainer.loggers, folder, summary)
     return summary
 
 
-def make_trainer(settings: Namespace, meters: list[Callback]) -> Trainer:
+def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> Trainer:
     """Lightning's Trainer for reading each document once, in order."""
     chosen = settings.as_dict()
     callbacks = [*meters, *(chosen.pop("callbacks") or [])]
-    return Trainer(**chosen, **TRAINER, callbacks=callbacks)
-
-
-def log_report(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> None:
-    """Sends the end of the run to W&B: totals, the table of documents, and the report with its pictures."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            documents = report.documents_table(folder).astype(object)
-            logger.log_table("documents", dataframe=documents.where(documents.notna(), None))
-            logger.experiment.log({"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
-            logger.experiment.summary.update({key: value for key, value in summary.items() if value is not None})
-            logger.experiment.finish()
-            if logger.experiment.offline:
-                print(f"W&B     {Path(logger.experiment.dir).parent} (offline: wandb leet shows it, wandb sync uploads it)")
+    try:
+        return Trainer(**chosen, **TRAINER, callbacks=callbacks, default_root_dir=folder)
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        reason = shorten(" ".join(str(error).split()), 200, placeholder=" …")
+        named = re.search(r"`(accelerator|devices|strategy|precision|num_nodes)\b", reason)
+        setting = f"trainer.{named[1]}" if named else "trainer"
+        raise ValueError(f"{setting} must be what Lightning can run here, got something else: {reason}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,14 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = fit(parse(arguments))
     except ValueError as error:
-        if not _is_for_users(error):
+        if (ours := _raised_here(error)) is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {ours}", file=sys.stderr)
         return 2
     for document in summary["failed"]:
+        where = "" if document["segment"] is None else f" in segment {document['segment']}"
         print(
-            f"error: document {document['name']} must have finite nats, got others at segment {document['segment']}; "
-            "lower update.lr or set clip (its sums are kept out of the totals)",
+            f"error: document {report.one_line(document['name'])} must be read to its end, got stopped{where} as "
+            f"{document['reason']}; lower update.lr or set clip (its sums are kept out of the totals)",
             file=sys.stderr,
         )
     return 3 if summary["failed"] else 0
@@ -199,39 +197,49 @@ def _config_name(config: Namespace) -> str:
     return Path(str(config.config[0])).stem if config.config else "run"
 
 
-def _names(settings: ArgumentParser) -> list[str]:
-    return [key for key in settings.get_defaults(skip_validation=True).keys() if key != "config"]
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not (overwrite and folder.is_dir()):
+        raise ValueError(f"out must be a new folder, got {folder}; choose another or set overwrite: true")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"out must be a folder that can be made, got {folder}; {above} cannot be written to")
 
 
-def _is_for_users(error: ValueError) -> bool:
-    """Whether dynlight itself raised it: a library's ValueError is a bug of ours and keeps its traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).parent == Path(__file__).parent
+def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> None:
+    """Raises ValueError where a document has a token that the model has no embedding for."""
+    rows = outline.model.get_input_embeddings().num_embeddings
+    for document in documents:
+        if (highest := max([document.prefix, *document.tokens.max(dim=0, keepdim=True)[0].tolist()])) >= rows:
+            raise ValueError(
+                f"model.tokenizer must give ids below {rows}, the rows of the model's embedding, got {highest} in "
+                f"{document.name}; choose the tokenizer that the model was trained with"
+            )
 
 
-def _prefer_offline() -> None:
-    """Keeps W&B from asking for an account where there is none."""
-    has_key = "WANDB_API_KEY" in os.environ or "api.wandb.ai" in _netrc()
-    if "WANDB_MODE" not in os.environ and not has_key:
-        os.environ["WANDB_MODE"] = "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")
+def _raised_here(error: BaseException | None) -> ValueError | None:
+    """The ValueError of dynlight behind an error: a library's own is a bug of ours and keeps its traceback."""
+    while error is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+        if isinstance(error, ValueError) and last is not None and Path(last.filename).parent == Path(__file__).parent:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def _netrc() -> str:
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return file.read_text() if file.exists() else ""
-
-
-def _log_into(loggers: Any, folder: Path) -> None:
-    """Has W&B keep its files in the run's folder unless told otherwise."""
+def _logging_into(folder: Path, config: Namespace) -> Namespace:
+    """The same configuration, but W&B keeps its files in the run's folder unless told otherwise."""
+    config = config.clone()
+    loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and logger.init_args.save_dir == ".":
             logger.init_args.save_dir = str(folder)
+    return config
 
 
 def _quiet() -> None:
-    """Leaves out what Lightning says of matters that are settled here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Leaves out what libraries say of matters that are settled here."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # segments come one after another
         ".*will run with no optimizer.*",  # static evaluation

@@ -219,7 +219,7 @@ def _empty_segment(context: int, scored: int) -> Segment:
     return Segment(
         documents=(),
         rows=slice(0, 1),
-        wave=0,
+        running=1,
         cut=Cut(0, 0, scored, context),
         inputs=torch.empty(1, context + scored, dtype=torch.int64, device="meta"),
         targets=torch.empty(1, scored, dtype=torch.int64, device="meta"),

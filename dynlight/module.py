@@ -12,10 +12,11 @@ import copy
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,9 +27,9 @@ from dynlight.metrics import PrequentialSum
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
-from dynlight.updates import Update, make_optimizer
+from dynlight.updates import RMSDynamic, Update, make_optimizer, new_optimizer
 from dynlight.waves import Segment
-from dynlight.weights import InPlace, Memory, memory_length, token_nats
+from dynlight.weights import InPlace, Memory, Stacked, memory_length, rows_of, token_nats
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,21 @@ class Score:
     """What one `training_step` committed, and what it did; meters read it."""
 
     segment: Segment
+    rows: list[int]  # the rows that count: those of documents that have not failed
     nats: Tensor  # fp32 [D, S]
     static_nats: Tensor | None  # fp32 [D, S]
     updates: int
     memory_length: int  # positions in memory that the forward saw
     seconds: dict[str, float] = field(default_factory=dict)  # scoring, learning, static
+
+
+def check_precision(precision: str | int | None) -> None:
+    """Raises ValueError unless learned weights and scores would be fp32."""
+    if precision not in (None, 32, "32", "32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision must be 32-true or bf16-mixed, got {precision}; learned weights are fp32 and fp16 would "
+            "need its gradients scaled, so for a smaller model set model.dtype: bfloat16"
+        )
 
 
 class DynamicEvaluation(LightningModule):
@@ -112,13 +123,48 @@ class DynamicEvaluation(LightningModule):
 
     def configure_optimizers(self) -> Optimizer | None:
         """The optimizer of the learned weights, which are where they will stay (Lightning has moved the model)."""
-        self.weights = InPlace(self.model, self.context)
+        together = getattr(self.trainer.datamodule, "together", 1)
+        self.weights = (
+            InPlace(self.model, self.context) if together == 1 else Stacked(self.model, self.context, together)
+        )
         self._random_state = torch.get_rng_state()
         if self.update is None:
             return None
         optimizer = make_optimizer(self.update, self)
         self._unlearned_optimizer = copy.deepcopy(optimizer.state_dict())
         return optimizer
+
+    def setup(self, stage: str) -> None:
+        self.check(self.trainer, self.trainer.datamodule)
+
+    def check(self, trainer: Trainer, data: Any) -> None:
+        """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            setting = "devices must be 1" if trainer.world_size > 1 else "strategy must be auto"
+            raise ValueError(
+                f"trainer.{setting}, got {type(trainer.strategy).__name__} on {trainer.world_size} device(s), which would "
+                "average the gradients of documents; set trainer: {devices: 1, strategy: auto}"
+            )
+        check_precision(trainer.precision)
+        # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
+        weights = [weight for name, weight in self.model.named_parameters() if "lora_" not in name]
+        learns = any(weight.requires_grad for weight in weights)
+        if learns and trainer.precision == "32-true" and len({weight.dtype for weight in weights}) > 1:
+            raise ValueError(
+                "trainer.precision must be bf16-mixed where some weights learn, in fp32, and others stay in bf16, "
+                "got 32-true; or set model.dtype: float32"
+            )
+        together = getattr(data, "together", 1)
+        if together > 1 and self.reset_choice.every == "never":
+            raise ValueError(
+                f"data.together must be 1 with reset.every never, as what is learned from one document is carried on to "
+                f"the next, got {together}"
+            )
+        if self.update is not None:
+            learned = [weight for weight in self.model.parameters() if weight.requires_grad]
+            optimizer = new_optimizer(self.update, learned, together)
+            if isinstance(optimizer, RMSDynamic):
+                optimizer.statistics.check(self.model)
 
     @property
     def update_due(self) -> bool:
@@ -152,9 +198,9 @@ class DynamicEvaluation(LightningModule):
         # Documents are read once: a Trainer without max_epochs would begin again, on weights that have seen them.
         self.trainer.should_stop = True
 
-    def reset(self) -> None:
-        """Restores weights, optimizer state and random state to what they were before anything was learned."""
-        self.weights.reset()
+    def reset(self, documents: int = 1) -> None:
+        """Restores weights, optimizer state and random state of the documents that begin to what they were at first."""
+        self.weights.reset(documents)
         torch.set_rng_state(self._random_state)
         if self.update is not None:
             optimizer = self.optimizers(use_pl_optimizer=False)
@@ -165,39 +211,62 @@ class DynamicEvaluation(LightningModule):
         self.score = None
         if segment.is_first:
             self._memory = self._static_memory = None
-        if segment.documents[0].index in self.failed:
-            return
+        if self._running(segment):
+            # Not Lightning's wrapper of it, which calls hooks that nothing here uses: a segment is short.
+            optimizer = None if self.update is None else self.optimizers(use_pl_optimizer=False)
+            with self.weights.rows(segment, optimizer):
+                self._score_and_learn(segment, optimizer)
+
+    def _score_and_learn(self, segment: Segment, optimizer: Optimizer | None) -> None:
         began = self._now()
         static_nats = self._score_static(segment)
         referred = self._now()
-        memory = self._memory
+        memory = rows_of(self._memory, segment.rows)
         with torch.set_grad_enabled(self.update_due):
-            logits, self._memory = self.weights.read(segment, memory)
+            logits, kept = self.weights.read(segment, memory)
             nats = token_nats(logits, segment.targets)
         committed = nats.detach()
         if self.reference is not None and self.update is None:
             static_nats = committed  # nothing is ever learned: the reference is the run itself
-        if not self._is_finite(committed, static_nats):
-            self.failed[segment.documents[0].index] = segment.cut.index
+        self._stop_failed(segment, committed, static_nats)
+        if not (rows := self._running(segment)):
             return
         scored = self._now()
-        updates = self._learn(segment, nats, memory) if self.update_due else 0
+        updates = self._learn(segment, nats, memory, optimizer) if self.update_due else 0
         seconds = {"static": referred - began, "scoring": scored - referred, "learning": self._now() - scored}
-        self.score = Score(segment, committed, static_nats, updates, memory_length(memory), seconds)
-        self.adapted.update(committed, sum(segment.bytes))
-        if static_nats is not None:
-            self.static.update(static_nats, sum(segment.bytes))
+        if segment.rows.start == 0:  # those who go on; a group that ends here leaves the others' memory alone
+            self._memory = kept
+        self.score = Score(segment, rows, committed, static_nats, updates, memory_length(memory), seconds)
+        self._sum(self.score)
+
+    def _running(self, segment: Segment) -> list[int]:
+        """Rows of the segment whose documents have not failed."""
+        return [row for row, document in enumerate(segment.documents) if document.index not in self.failed]
+
+    def _stop_failed(self, segment: Segment, *nats: Tensor | None) -> None:
+        """Marks the documents whose nats are not finite; they are scored no further and stand in no sum."""
+        finite = torch.stack([torch.isfinite(each).all(dim=1) for each in nats if each is not None]).all(dim=0)
+        for document, is_finite in zip(segment.documents, finite.tolist(), strict=True):
+            if not is_finite:
+                self.failed.setdefault(document.index, segment.cut.index)
+
+    def _sum(self, score: Score) -> None:
+        counts = slice(None) if len(score.rows) == len(score.nats) else score.rows
+        nbytes = sum(score.segment.bytes[row] for row in score.rows)
+        self.adapted.update(score.nats[counts], nbytes)
+        if score.static_nats is not None:
+            self.static.update(score.static_nats[counts], nbytes)
 
     def _score_static(self, segment: Segment) -> Tensor | None:
         if self.reference is None or self.update is None:
             return None
-        logits, self._static_memory = self.weights.read_static(segment, self._static_memory)
+        logits, kept = self.weights.read_static(segment, rows_of(self._static_memory, segment.rows))
+        if segment.rows.start == 0:
+            self._static_memory = kept
         return token_nats(logits, segment.targets)
 
-    def _learn(self, segment: Segment, nats: Tensor, memory: Memory) -> int:
+    def _learn(self, segment: Segment, nats: Tensor, memory: Memory, optimizer: Optimizer) -> int:
         """Makes the updates that are due; the first learns from the very forward that gave the score."""
-        # Lightning's wrapper of the optimizer counts updates and calls hooks that nothing here uses; a segment is short.
-        optimizer = self.optimizers(use_pl_optimizer=False)
         for repeat in range(self.passes):
             if repeat > 0:
                 logits, _ = self.weights.read(segment, memory)
@@ -209,9 +278,6 @@ class DynamicEvaluation(LightningModule):
             optimizer.step()
             self.weights.clear_gradients()
         return self.passes
-
-    def _is_finite(self, *nats: Tensor | None) -> bool:
-        return all(bool(torch.isfinite(each).all()) for each in nats if each is not None)
 
     def _now(self) -> float:
         if self._waits_for_device:

@@ -6,6 +6,7 @@ afterwards, whatever the rest is (a small update vanishes in bf16). A new choice
 
 import re
 import warnings
+from abc import ABC, abstractmethod
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,12 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-class Parameters:
+class Parameters(ABC):
     """Says which weights of a model may learn."""
 
+    @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
         """Leaves `requires_grad` true on exactly the weights that may learn, and these in fp32."""
-        raise NotImplementedError
 
 
 class All(Parameters):
@@ -72,10 +73,12 @@ class LoRA(Parameters):
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT warns that GPT-2 stores its matrices transposed, and then does the right thing.
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            # And that an adapter on a tied output layer cannot be merged, which nothing here does.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
             torch.manual_seed(self.seed)
             try:
                 inject_adapter_in_model(config, model)
-            except ValueError as error:
+            except (ValueError, re.error) as error:
                 raise ValueError(
                     f"parameters.targets must name modules of this model, got {self.targets}; "
                     f"choose all-linear or some of {', '.join(_linear_names(model))}"

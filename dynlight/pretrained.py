@@ -1,15 +1,22 @@
 """Pretrained: the model a run begins with, and its tokenizer."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 ASSETS = Path(__file__).parent / "assets"
+_MODEL = "a causal language model"
 
 
 class Pretrained:
@@ -49,16 +56,12 @@ class Pretrained:
         Raises:
             ValueError: if there is no such model, or it is no language model.
         """
-        try:
+        with self._found("pretrained"):
             config = AutoConfig.from_pretrained(self._path, **self._source)
-        except (OSError, ValueError, KeyError, HFValidationError) as error:
-            raise ValueError(self._missing("pretrained", error)) from error
         if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in (
             getattr(config, "auto_map", None) or {}
         ):
-            raise ValueError(
-                f"model.pretrained must be a causal language model, got {self.pretrained} of type {config.model_type}"
-            )
+            raise ValueError(f"model.pretrained must be {_MODEL}, got {self.pretrained} of type {config.model_type}")
         return config
 
     def load_tokenizer(self) -> Tokenizer:
@@ -67,46 +70,93 @@ class Pretrained:
         Raises:
             ValueError: if there is none.
         """
-        try:
+        with self._found("tokenizer"):
             return AutoTokenizer.from_pretrained(self._tokenizer, **self._source)
-        except (OSError, ValueError, KeyError, HFValidationError) as error:
-            raise ValueError(self._missing("tokenizer", error)) from error
+
+    def outline(self) -> PreTrainedModel:
+        """The model without data, on torch's `meta` device: it has every weight's name, shape and type.
+
+        Raises:
+            ValueError: if there is no such model, or it cannot be made.
+        """
+        config = self.config()
+        with self._found("pretrained"), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config,
+                dtype=self._dtype,
+                attn_implementation=self._attention,
+                trust_remote_code=self._source["trust_remote_code"],
+            )
 
     def load(self) -> PreTrainedModel:
         """The model with its weights.
 
         Raises:
-            ValueError: if its folder lacks a part, or a weight in it.
+            ValueError: if its folder lacks a part, or a weight in it, or if a token sees those after it.
         """
-        disable_progress_bar()
-        set_verbosity_error()
-        try:
+        with self._found("pretrained"):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 self._path,
                 dtype=self._dtype,
                 attn_implementation=self._attention,
-                use_safetensors=True,
+                use_safetensors=True,  # a pickle may run code
                 output_loading_info=True,
                 **self._source,
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ValueError(self._missing("pretrained", error)) from error
         if absent := sorted(loading["missing_keys"]):
             raise ValueError(
                 f"model.pretrained must hold every weight of the model, got {self.pretrained} without {absent[0]}"
                 f"{f' and {len(absent) - 1} more' if absent[1:] else ''}"
             )
+        if _looks_ahead(model):
+            raise ValueError(
+                f"model.pretrained must be {_MODEL}, got {self.pretrained} of type {model.config.model_type}, in which a "
+                "token sees those after it"
+            )
         if self._compile:
             model.compile()
         return model
 
-    def _missing(self, setting: str, error: Exception) -> str:
-        what = {
-            "pretrained": "a causal language model (Hub name, local folder or tiny-books)",
-            "tokenizer": "a tokenizer (Hub name or local folder)",
-        }[setting]
-        got = self.pretrained if setting == "pretrained" else self._tokenizer
-        if got.startswith((".", "/", "~")) and not Path(got).is_dir():
-            return f"model.{setting} must be {what}, got {got}; there is no such folder"
-        reason = " ".join(str(error).split())
-        return f"model.{setting} must be {what}, got {got} ({reason[:200]}{'…' if reason[200:] else ''})"
+    @contextmanager
+    def _found(self, setting: str) -> Iterator[None]:
+        """Keeps transformers quiet, and says in one line what it misses."""
+        disable_progress_bar()
+        set_verbosity_error()
+        try:
+            yield
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError) as error:
+            got = self.pretrained if setting == "pretrained" else self._tokenizer
+            what = f"{_MODEL} (Hub name, local folder or tiny-books)"
+            if setting == "tokenizer":
+                what = "a tokenizer (Hub name or local folder)"
+            if isinstance(error, ImportError) and "attention" in str(error).lower():
+                raise ValueError(f"model.attention must be installed, got {self._attention}, which is not") from error
+            raise ValueError(f"model.{setting} must be {what}, got {got or 'nothing'}; {_reason(got, error)}") from error
+
+
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether the prediction from a token depends on the token after it: whether it has a gradient there."""
+    embedded: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 0].float().square().sum(), embedded[:1])
+    return bool(gradient[0, 1].any())
+
+
+def _reason(got: str, error: Exception) -> str:
+    folder = Path(got)
+    if got.startswith((".", "/", "~")) and not folder.is_dir():
+        return "there is no such folder"
+    if isinstance(error, OSError) and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return "its weights are a pickle, which may run code; save them as safetensors"
+    if isinstance(error, SafetensorError):
+        return f"its weights cannot be read ({error})"
+    sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
+    sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
+    return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"

@@ -1,28 +1,31 @@
 """Progress: one line that shows how far the run is and what it has found so far."""
 
+import shutil
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
 
-from dynlight.report import bits_per_byte
+from dynlight.report import bits_per_byte, number
 from dynlight.waves import Segment
 
 
 class DocumentProgress(ProgressBar):
     """Shows documents done, tokens per second, running bits per byte (static → adapted), and the time left.
 
+    On a terminal it is one line that is written again, no wider than the terminal; elsewhere a line every ten seconds,
+    and the last.
+
     Args:
-        seconds: the least time between two refreshes; on something other than a terminal a line every ten.
+        seconds: the least time between two refreshes on a terminal.
     """
 
     def __init__(self, seconds: float = 0.2) -> None:
         super().__init__()
         self._seconds = seconds
         self._enabled = True
-        self._bar: tqdm | None = None
 
     def disable(self) -> None:
         """Shows nothing from now on; Lightning calls this on every rank but the first."""
@@ -34,40 +37,64 @@ class DocumentProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
-        self._all = len(documents)
-        self._done = sum(len(document) == 0 for document in documents)
-        self._bar = tqdm(
-            total=sum(len(document) for document in documents),
-            unit="tok",
-            disable=not self._enabled,
-            mininterval=self._seconds if sys.stderr.isatty() else 10,
-            bar_format="{percentage:3.0f}%|{bar:12}| {desc} · {rate_fmt} · {remaining} left",
-            file=sys.stderr,
-        )
-        self._describe(pl_module)
+        self._documents = len(documents)
+        self._finished = sum(len(document) == 0 for document in documents)
+        self._tokens = sum(len(document) for document in documents)
+        self._read = 0
+        self._is_terminal = sys.stderr.isatty()
+        self._began = self._shown = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
-        assert self._bar is not None, "on_train_start comes first"
-        self._done += len(batch.finished)
-        if self._bar.update(batch.targets.numel()):
-            self._describe(pl_module)
+        self._read += batch.targets.numel()
+        self._finished += len(batch.finished)
+        now = time.perf_counter()
+        if now - self._shown >= (self._seconds if self._is_terminal else 10):
+            self._shown = now
+            self._show(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._bar is not None, "on_train_start comes first"
-        self._describe(pl_module)
-        self._bar.close()
+        self._show(pl_module, end="\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._enabled and getattr(self, "_is_terminal", False):
+            print(file=sys.stderr)  # what comes next begins on a line of its own
 
-    def _describe(self, pl_module: LightningModule) -> None:
-        assert self._bar is not None, "on_train_start comes first"
-        text = f"{self._done}/{self._all} documents"
+    def _show(self, pl_module: LightningModule, end: str = "") -> None:
+        if not self._enabled:
+            return
+        width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 119
+        line = self._line(pl_module, width)
+        if self._is_terminal:
+            print(f"\r{line}\x1b[K", end=end, file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _line(self, pl_module: LightningModule, width: int) -> str:
+        """What there is to tell, in at most `width` columns: the less important gives way first."""
+        seconds = time.perf_counter() - self._began
+        left = seconds * (self._tokens - self._read) / self._read if self._read else 0.0
+        share = self._read / self._tokens if self._tokens else 1.0
         adapted = bits_per_byte(float(pl_module.adapted.nats), int(pl_module.adapted.bytes))
         static = bits_per_byte(float(pl_module.static.nats), int(pl_module.static.bytes))
-        if adapted is not None:
-            text += f" · bits per byte {f'static {static:.3f} → adapted ' if static is not None else ''}{adapted:.3f}"
-        self._bar.set_description_str(text, refresh=True)
+        found = f"static {number(static, 2)} → adapted {number(adapted, 2)}" if static is not None else number(adapted, 2)
+        documents = f"{self._finished:,}/{self._documents:,}"
+        speed, remaining = f"{self._read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
+        bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
+        for parts in (
+            (f"{bar} {share:4.0%}", f"{documents} documents", speed, f"bits per byte {found}", remaining),
+            (f"{share:4.0%}", f"{documents} documents", speed, f"bits per byte {found}", remaining),
+            (f"{share:4.0%}", f"{documents} documents", speed, found, remaining),
+            (f"{share:4.0%}", documents, found, remaining),
+            (f"{share:4.0%}",),
+        ):
+            if len(line := " · ".join(parts)) <= width:
+                break
+        return line
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -65,6 +65,11 @@ class Records(Callback):
         self._parts: dict[int, _Part] = {}
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a row on disk, or a place for one."""
+        return self._rows.exists()
+
+    @property
     def segments(self) -> pd.DataFrame:
         """One row a segment, with the columns of `segments.parquet`."""
         return pd.read_parquet(self.folder / "segments.parquet")
@@ -91,7 +96,7 @@ class Records(Callback):
             if document.index not in self._parts:
                 self._parts[document.index] = _Part(document, self._rows)
             part = self._parts[document.index]
-            if score is not None:
+            if score is not None and row in score.rows:
                 part.add(score, pl_module.flop_counter.count(score), row)
         for document in batch.finished:
             self._parts.pop(document.index).close()

@@ -25,9 +25,8 @@ class ResetWeights(Callback):
         self.every = every
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int) -> None:
-        # A wave's first segment may come in several forwards (documents shorter than a segment): reset before the first.
-        if self.every == "document" and batch.is_first and batch.rows.start == 0:
-            pl_module.reset()
+        if self.every == "document" and batch.is_first:
+            pl_module.reset(batch.running)
 
     def __str__(self) -> str:
         return "every document" if self.every == "document" else "never"

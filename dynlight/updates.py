@@ -4,26 +4,31 @@ Any class of `torch.optim` works that makes its step from one gradient; here is 
 what is checked and set of torch's optimizers.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from dynlight.documents import DocumentStream
 from dynlight.waves import segments, waves
-from dynlight.weights import token_nats
+from dynlight.weights import InPlace, token_nats
 
 if TYPE_CHECKING:
     from dynlight.module import DynamicEvaluation
 
 Update = Callable[[Iterable[Parameter]], Optimizer]
+
+# Rules that treat each weight by itself; others would couple the documents that are stacked in one tensor.
+_ELEMENTWISE = "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSDynamic RMSprop Rprop SGD".split()
 
 
 def make_optimizer(update: Update, module: "DynamicEvaluation") -> Optimizer:
@@ -32,15 +37,7 @@ def make_optimizer(update: Update, module: "DynamicEvaluation") -> Optimizer:
     Raises:
         ValueError: if the rule cannot learn from one gradient a step, or refuses these weights.
     """
-    try:
-        optimizer = update(module.weights.learned)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"update must be a rule for these weights, got one that says: {error}") from error
-    if isinstance(optimizer, LBFGS | SparseAdam):
-        raise ValueError(
-            f"update.class_path must be a rule that makes a step from one dense gradient, got "
-            f"{type(optimizer).__name__}; choose SGD, Adam, AdamW, RMSprop or RMSDynamic"
-        )
+    optimizer = new_optimizer(update, module.weights.learned)
     if isinstance(optimizer, RMSDynamic):
         optimizer.use_statistics(optimizer.statistics.load_or_collect(module))
     for group in optimizer.param_groups:
@@ -49,6 +46,40 @@ def make_optimizer(update: Update, module: "DynamicEvaluation") -> Optimizer:
             group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
         elif group.get("foreach", True) is None:
             group["foreach"] = True
+    return optimizer
+
+
+def new_optimizer(update: Update, weights: Sequence[Parameter], together: int = 1) -> Optimizer:
+    """The rule applied to weights, which need no data.
+
+    Raises:
+        ValueError: if it is none that makes a step from one dense gradient, refuses its settings or these weights, or
+            would couple documents that are read together.
+    """
+    try:
+        optimizer = update(weights)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).replace("Invalid learning rate: ", "lr must be at least 0, got ")
+        if re.match(r"\w+ must be .*, got ", reason):
+            raise ValueError(f"update.{reason}") from error
+        raise ValueError(
+            f"update must be a rule for the weights that learn, got one that says: {reason.rstrip('.')}; choose other "
+            "settings, another rule or other parameters"
+        ) from error
+    if isinstance(optimizer, LBFGS | SparseAdam):
+        raise ValueError(
+            f"update.class_path must be a rule that makes a step from one dense gradient, got "
+            f"{type(optimizer).__name__}; choose SGD, Adam, AdamW, RMSprop or RMSDynamic"
+        )
+    if together > 1 and type(optimizer).__name__ not in _ELEMENTWISE:
+        raise ValueError(
+            f"update.class_path must be a rule that treats each weight by itself where data.together is {together}, "
+            f"got {type(optimizer).__name__}; choose one of {', '.join(_ELEMENTWISE)}, or data.together: 1"
+        )
+    if not math.isfinite(rate := optimizer.defaults.get("lr", 0.0)):
+        raise ValueError(f"update.lr must be finite, got {rate}")
+    if optimizer.defaults.get("differentiable"):
+        raise ValueError("update.differentiable must be false, as weights are changed in place, got true")
     return optimizer
 
 
@@ -69,34 +100,49 @@ class GradientStatistics:
     segments: int = 256
     file: str | None = None
 
-    def load_or_collect(self, module: "DynamicEvaluation") -> list[Tensor]:
-        """MS of each learned weight, from `file` if it exists, else collected (and saved)."""
-        names = [name for name, weight in module.model.named_parameters() if weight.requires_grad]
+    def check(self, model: nn.Module) -> None:
+        """Raises ValueError where there are neither statistics of this model nor settings to collect them by."""
+        if self.segments < 1:
+            raise ValueError(f"update.statistics.segments must be at least 1, got {self.segments}")
         if self.file is not None and Path(self.file).exists():
-            return self._load(self.file, names, module.weights.learned)
-        if self.data is None:
+            self._check_file(self.file, _learned(model))
+        elif self.data is None:
             raise ValueError(
                 f"update.statistics.data must name a corpus to collect gradient statistics from, as "
                 f"update.statistics.file is {self.file or 'not given'}{' (no such file)' if self.file else ''}"
             )
+        else:
+            self._stream()
+
+    def load_or_collect(self, module: "DynamicEvaluation") -> list[Tensor]:
+        """MS of each learned weight, from `file` if it exists, else collected (and saved)."""
+        self.check(module.model)
+        learned = _learned(module.model)
+        if self.file is not None and Path(self.file).exists():
+            saved = load_file(self.file)
+            return [saved[name].to(weight.device) for name, weight in learned.items()]
         statistics = self.collect(module)
         if self.file is not None:
             Path(self.file).parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.cpu() for name, value in zip(names, statistics, strict=True)}, self.file)
+            save_file({name: value.cpu() for name, value in zip(learned, statistics, strict=True)}, self.file)
         return statistics
 
     def collect(self, module: "DynamicEvaluation") -> list[Tensor]:
         """MS of each learned weight, read off the corpus now."""
-        if self.segments < 1:
-            raise ValueError(f"update.statistics.segments must be at least 1, got {self.segments}")
-        learned = module.weights.learned
+        weights = InPlace(module.model, module.context)  # the corpus is read document by document, whatever the run does
+        learned = weights.learned
         sums = [torch.zeros_like(weight) for weight in learned]
         count = 0
-        for wave in waves(DocumentStream(**(self.data or {})).load(module.tokenizer)):
+        stream = self._stream()
+        try:
+            documents = stream.load(module.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"update.statistics.{error}") from error
+        for wave in waves(documents):
             memory = None
             for segment in segments(wave, module.context):
                 segment = segment.to(module.device)
-                logits, memory = module.weights.read(segment, memory)
+                logits, memory = weights.read(segment, memory)
                 gradients = torch.autograd.grad(token_nats(logits, segment.targets).mean(), learned, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
@@ -108,19 +154,31 @@ class GradientStatistics:
             raise ValueError("update.statistics.data must hold at least one token, got none")
         return [(total / count).sqrt_() for total in sums]
 
-    @staticmethod
-    def _load(file: str, names: Sequence[str], learned: Sequence[Parameter]) -> list[Tensor]:
+    def _stream(self) -> DocumentStream:
         try:
-            saved = load_file(file)
+            return DocumentStream(**(self.data or {}))
+        except TypeError as error:
+            reason = str(error).partition("() ")[2]
+            raise ValueError(f"update.statistics.data must hold settings as data does, got {self.data}: {reason}") from error
+        except ValueError as error:
+            raise ValueError(f"update.statistics.{error}") from error
+
+    @staticmethod
+    def _check_file(file: str, learned: dict[str, Parameter]) -> None:
+        try:
+            with safe_open(file, "pt") as saved:
+                shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"update.statistics.file must be gradient statistics, got {file} ({error})") from error
-        shapes = {name: weight.shape for name, weight in zip(names, learned, strict=True)}
-        if {name: value.shape for name, value in saved.items()} != shapes:
+        if shapes != {name: list(weight.shape) for name, weight in learned.items()}:
             raise ValueError(
-                f"update.statistics.file must hold the statistics of the {len(shapes)} learned weights of this model, "
+                f"update.statistics.file must hold the statistics of the {len(learned)} learned weights of this model, "
                 f"got {file} with others; delete it to collect them anew"
             )
-        return [saved[name].to(weight.device) for name, weight in zip(names, learned, strict=True)]
+
+
+def _learned(model: nn.Module) -> dict[str, Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 class RMSDynamic(Optimizer):

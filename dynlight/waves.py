@@ -2,11 +2,11 @@
 
 The documents of a wave are sorted longest first, so those still running at segment i are always its first ones: a
 finished document is sliced off, never masked. Tokens that a forward scores must be equally many in every row, so a
-document's short last segment is a forward of its own.
+document's short last segment is a forward of its own; these come first, and those who go on come last.
 
     wave of lengths 10, 7, 3 with segment 4:
-    segment 0   rows 0–1 (4 tokens)   row 2 (3 tokens)
-    segment 1   row 0 (4 tokens)      row 1 (3 tokens)
+    segment 0   row 2 (3 tokens)      rows 0–1 (4 tokens)
+    segment 1   row 1 (3 tokens)      row 0 (4 tokens)
     segment 2   row 0 (2 tokens)
 """
 
@@ -36,7 +36,7 @@ class Segment:
 
     documents: Wave
     rows: slice  # their rows in the wave
-    wave: int
+    running: int  # documents of the wave that run at this position
     cut: Cut
     inputs: Tensor  # int64 [D, C + S], what the forward reads
     targets: Tensor  # int64 [D, S], the tokens scored
@@ -44,8 +44,8 @@ class Segment:
 
     @property
     def is_first(self) -> bool:
-        """Whether documents begin here."""
-        return self.cut.index == 0
+        """Whether this is the first forward of its wave."""
+        return self.cut.index == 0 and self.rows.stop == self.running
 
     @property
     def finished(self) -> Wave:
@@ -71,21 +71,23 @@ def waves(documents: Sequence["Document"], together: int = 1) -> list[Wave]:
     return [tuple(running[i : i + together]) for i in range(0, len(running), together)]
 
 
-def segments(wave: Wave, context: Context, number: int = 0) -> Iterator[Segment]:
-    """The segments of wave `number`, position by position; together they score each token of it exactly once."""
+def segments(wave: Wave, context: Context) -> Iterator[Segment]:
+    """The segments of a wave, position by position; together they score each token of it exactly once."""
     sequences = [torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave]
     for cut in context.cuts(len(wave[0])):
-        row = 0
-        running = [min(cut.stop, len(document)) for document in wave if len(document) > cut.start]
-        for stop, group in groupby(running):
-            rows = slice(row, row := row + len(list(group)))
-            short = cut if stop == cut.stop else Cut(cut.index, cut.start, stop, context.context(cut.start, stop))
+        running = [document for document in wave if len(document) > cut.start]
+        stops = [min(cut.stop, len(document)) for document in running]
+        row = len(running)
+        for stop, group in groupby(reversed(stops)):
+            rows = slice(row - len(list(group)), row)
+            row = rows.start
+            short = Cut(cut.index, cut.start, stop, context.context(cut.start, stop))
             read = slice(short.start - short.context, short.stop)
             scored = slice(short.start + 1, short.stop + 1)
             yield Segment(
                 documents=wave[rows],
                 rows=rows,
-                wave=number,
+                running=len(running),
                 cut=short,
                 inputs=torch.stack([sequence[read] for sequence in sequences[rows]]),
                 targets=torch.stack([sequence[scored] for sequence in sequences[rows]]),
@@ -101,5 +103,5 @@ class SegmentStream(IterableDataset):
         self.context = context
 
     def __iter__(self) -> Iterator[Segment]:
-        for number, wave in enumerate(self.waves):
-            yield from segments(wave, self.context, number)
+        for wave in self.waves:
+            yield from segments(wave, self.context)

@@ -1,5 +1,7 @@
 """Models of every tested architecture, small enough to run thousands of segments, with random weights."""
 
+import copy
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -44,7 +46,7 @@ WITH_MEMORY = ["llama", "gpt_neox", "qwen3", "mistral"]
 def tiny(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A small model, large enough in its weights that predictions differ from token to token."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture], attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture]), attn_implementation="sdpa").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -41,7 +41,8 @@ class Collect(Callback):
         self.static: dict[int, list[Tensor | None]] = {}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for row, each in enumerate(batch.documents if pl_module.score else ()):
+        for row in pl_module.score.rows if pl_module.score else ():
+            each = batch.documents[row]
             self.nats.setdefault(each.index, []).append(pl_module.score.nats[row])
             static = pl_module.score.static_nats
             self.static.setdefault(each.index, []).append(None if static is None else static[row])

@@ -1,0 +1,256 @@
+"""The package as it leaves this folder: what the wheel holds, what is declared, what importing does, what README says."""
+
+import ast
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import dynlight
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dynlight"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+MODULES = sorted(PACKAGE.glob("*.py"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+
+
+def run(*command: str, folder: Path, **environment: str) -> str:
+    """Runs a command in a folder and returns what it printed; a failure shows it."""
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def files_in_git() -> list[Path]:
+    """Every file that is tracked, or would be by `git add .`."""
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=ROOT)
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def blocks(*languages: str) -> list[str]:
+    """README's code blocks in these languages."""
+    readme = ROOT / "README.md"
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", readme.read_text("utf-8"), re.M | re.S) if readme.exists() else []
+    return [code for language, code in found if language in languages]
+
+
+# The wheel
+
+
+def test_wheel_holds_the_package_and_nothing_else(tmp_path):
+    pytest.importorskip("hatchling", reason="hatchling, which builds the wheel, is not installed")
+    script = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"
+    name = run(sys.executable, "-c", script, str(tmp_path), folder=ROOT).split()[-1]
+    with zipfile.ZipFile(tmp_path / name) as wheel:
+        inside = set(wheel.namelist())
+    described = {each for each in inside if each.startswith("dynlight-0.1.0.dist-info/")}
+    package = {str(path.relative_to(ROOT)) for path in files_in_git() if path.is_relative_to(PACKAGE)}
+    assert inside - described == package
+    assert {"dynlight/py.typed", "dynlight/report.html.jinja", "dynlight/assets/tiny-books/config.json"} <= package
+    assert "dynlight-0.1.0.dist-info/licenses/LICENSE" in described
+
+
+def test_assets_are_small():
+    files = [path for path in (PACKAGE / "assets").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 8_000_000
+
+
+def test_version_is_said_once():
+    assert PYPROJECT["project"]["version"] == importlib.metadata.version("dynlight")
+    assert f"## [{PYPROJECT['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+# Public names
+
+
+@pytest.mark.parametrize("name", dynlight.__all__)
+def test_public_names_are_documented(name):
+    # A subclass would show its parent's docstring, so its own is asked for.
+    assert inspect.cleandoc(getattr(dynlight, name).__dict__["__doc__"] or "")
+
+
+def test_public_names_are_listed():
+    assert set(dynlight.__all__) <= set(dir(dynlight))
+    assert dynlight.__all__ == sorted(dynlight.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = dynlight.Nothing
+
+
+def _private_uses(path: Path) -> Iterator[str]:
+    """Names with a leading underscore that a file takes from a module of dynlight."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynlight":
+            modules |= {alias.asname or alias.name for alias in node.names}
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if _is_private(alias.name))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and _is_private(node.attr):
+            # `self._x` is a class's own; `module._x` is not.
+            if node.value.id in modules & {path.stem for path in MODULES}:
+                yield f"{node.value.id}.{node.attr}"
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_stay_in_their_module():
+    files = [*MODULES, *(ROOT / "experiments").rglob("*.py")]
+    assert {path.name: list(_private_uses(path)) for path in files if any(_private_uses(path))} == {}
+
+
+# Importing
+
+
+def test_importing_leaves_no_trace(tmp_path):
+    names = [f"dynlight.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE)])]
+    third_party = sorted(_imported() - {"dynlight"})
+    script = f"""
+        import importlib, logging, os, sys, warnings
+        import dynlight
+        assert "torch" not in sys.modules, "import dynlight must not wait for torch"
+        for name in {third_party}:
+            importlib.import_module(name)
+        import lightning.pytorch, torch, transformers, peft, wandb, datasets, matplotlib
+        def state():
+            return {{
+                "environment": dict(os.environ),
+                "folder": sorted(os.listdir()),
+                "random state": torch.get_rng_state().tolist(),
+                "threads": torch.get_num_threads(),
+                "dtype": torch.get_default_dtype(),
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
+                "backend": matplotlib.rcParams["backend"],
+                "log handlers": list(logging.root.handlers),
+                "path": list(sys.path),
+            }}
+        before = state()
+        for name in {names}:
+            importlib.import_module(name)
+        after = state()
+        changed = [key for key in before if before[key] != after[key]]
+        assert not changed, changed
+    """
+    run(sys.executable, "-c", textwrap.dedent(script), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is declared
+
+
+def _imported() -> set[str]:
+    """The top-level modules that dynlight imports and that are no part of Python."""
+    names = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names
+
+
+def test_dependencies_are_what_is_imported():
+    distributions = importlib.metadata.packages_distributions()
+    needed = {canonicalize_name(distributions[name][0]) for name in _imported() - {"dynlight"}}
+    declared = {canonicalize_name(Requirement(each).name) for each in PYPROJECT["project"]["dependencies"]}
+    assert declared == needed
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    assert [name for name, _ in pins] == sorted({name for name, _ in pins}, key=str.lower)
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def _requirements() -> list[Requirement]:
+    lines = [*PYPROJECT["project"]["dependencies"], *(each for extra in EXTRAS.values() for each in extra)]
+    return [requirement for line in lines if (requirement := Requirement(line)).name != "dynlight"]
+
+
+@pytest.mark.parametrize("requirement", _requirements(), ids=str)
+def test_what_was_tested_is_within_the_bounds(requirement):
+    assert requirement.specifier.contains(_pins()[canonicalize_name(requirement.name)])
+    assert ">=" in str(requirement.specifier), "a lower bound"
+
+
+def test_all_that_gets_installed_is_pinned():
+    pins = _pins()
+    open_, seen, missing = [(each, "dynlight") for each in _requirements()], set(), []
+    while open_:
+        requirement, parent = open_.pop()
+        name = canonicalize_name(requirement.name)
+        if name not in pins and parent != "torch":  # torch itself pins its CUDA libraries
+            missing.append(f"{name} (for {parent})")
+        if name not in pins or (name, frozenset(requirement.extras)) in seen:
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of an extra that this environment goes without
+        for need in map(Requirement, needs):
+            extras = requirement.extras | {""}
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
+                open_.append((need, name))
+    assert missing == []
+
+
+# What must not be in a file
+
+# In pieces, so that this file is not one of those that hold them.
+MACHINE = ["/" + "work/", "/" + "root/", "/" + "home/"]
+INDEX = ["py" + "pi.org", "python" + "hosted", "--index" + "-url", "find" + "-links", "download." + "pytorch"]
+
+
+@pytest.mark.parametrize("text", [*MACHINE, *INDEX])
+def test_no_file_names_a_machine_or_an_index(text):
+    assert [str(path.relative_to(ROOT)) for path in files_in_git() if text.encode() in path.read_bytes()] == []
+
+
+# README
+
+
+def test_every_block_of_readme_is_tested_here_or_is_output():
+    assert blocks("python")
+    assert blocks("sh")
+    languages = set(re.findall(r"^```(\w+)$", (ROOT / "README.md").read_text("utf-8"), re.M))
+    assert languages <= {"python", "sh", "yaml", "text"}
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
+def test_python_in_readme_runs(code, tmp_path):
+    run(sys.executable, "-c", code, folder=tmp_path, WANDB_MODE="offline")
+
+
+@pytest.mark.parametrize("text", blocks("yaml"), ids=lambda text: text.strip().splitlines()[0])
+def test_yaml_in_readme_is_a_run(text, tmp_path):
+    (tmp_path / "run.yaml").write_text(text, "utf-8")
+    run(sys.executable, "-m", "dynlight.fit", "--config", "run.yaml", "--print_config", folder=tmp_path)
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
+def test_commands_in_readme_exist(line):
+    command = line.partition("#")[0].split()
+    if command[:1] == ["make"]:
+        assert f"\n{command[1]}:" in (ROOT / "Makefile").read_text("utf-8")
+    if command[:2] == ["python", "-m"]:
+        assert (ROOT / f"{command[2].replace('.', '/')}.py").exists()
+    for argument in command:
+        if argument.startswith(("configs/", "experiments/", "dynlight/")):
+            assert (ROOT / argument).exists()

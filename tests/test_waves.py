@@ -1,0 +1,185 @@
+"""Documents adapted together, each with its own weights, score what they score alone."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from models import CONFIGS, WITH_MEMORY, tiny
+from running import random_tokens, run
+
+from dynlight import All, LoRA, Matching, Overlapping, Records, ResetWeights, RMSDynamic, TransformerXL, UpdateFrequency
+
+LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
+DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate(LENGTHS)]
+SGD = partial(torch.optim.SGD, lr=0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_loop_over_documents():
+    """An operator that vmap would run one document after another is an error."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+def assert_same(one, other, relative=1e-5):
+    for a, b in zip(one, other, strict=True):
+        assert [len(nats) for nats in a] == [len(nats) for nats in b]
+        if a:
+            assert float(torch.cat(a).double().sum()) == pytest.approx(float(torch.cat(b).double().sum()), rel=relative)
+            torch.testing.assert_close(torch.cat(a), torch.cat(b), rtol=1e-4, atol=1e-4)
+
+
+def compare(architecture="llama", context=None, together=3, documents=DOCUMENTS, **choices):
+    context = context or TransformerXL(16, 24)
+    choices = {"update": SGD, "reference": "static"} | choices
+    alone = run(tiny(architecture), documents, context, **choices)
+    beside = run(tiny(architecture), documents, context, together=together, **choices)
+    assert_same(beside.nats, alone.nats)
+    assert_same(beside.static, alone.static)
+    return alone, beside
+
+
+@pytest.mark.parametrize("together", [2, 5, 16])
+@pytest.mark.parametrize("context", [Overlapping(16, 40), TransformerXL(16, 24)], ids=str)
+@pytest.mark.parametrize("parameters", [All(), LoRA(rank=2), Matching(names="mlp"), Matching(blocks=[-1, -1])], ids=str)
+def test_neighbours_change_nothing(together, context, parameters):
+    compare(context=context, together=together, parameters=parameters)
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "llama"])
+@pytest.mark.parametrize("context", [Overlapping(16, 40), TransformerXL(16, 24)], ids=str)
+@pytest.mark.parametrize("parameters", [All(), LoRA(rank=2)], ids=str)
+def test_every_architecture(architecture, context, parameters):
+    if context.memory is not None and architecture not in WITH_MEMORY:
+        pytest.skip("absolute positions carry no memory")
+    compare(architecture, context, parameters=parameters)
+
+
+RULES = {
+    "ASGD": {"lr": 0.05},
+    "Adadelta": {"lr": 1.0},
+    "Adagrad": {"lr": 0.01},
+    "Adam": {"lr": 1e-3},
+    "AdamW": {"lr": 1e-3, "amsgrad": True},
+    "Adamax": {"lr": 1e-3},
+    "NAdam": {"lr": 1e-3},
+    "RAdam": {"lr": 1e-3},
+    "RMSprop": {"lr": 1e-3, "momentum": 0.5, "centered": True},
+    "Rprop": {"lr": 1e-4},
+    "SGD": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_elementwise_rule(rule):
+    compare(update=partial(getattr(torch.optim, rule), **RULES[rule]))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_krauses_rule(decay, monkeypatch):
+    from dynlight import GradientStatistics
+
+    statistics = GradientStatistics(data={"path": "text", "data_files": "x"})
+    monkeypatch.setattr(
+        GradientStatistics,
+        "load_or_collect",
+        lambda self, module: [torch.full_like(p, 0.01).add_(i) for i, p in enumerate(module.model.parameters())],
+    )
+    compare(update=partial(RMSDynamic, lr=0.05, decay=decay, epsilon=0.01, statistics=statistics))
+
+
+@pytest.mark.parametrize(
+    "schedule", [UpdateFrequency(every=2), UpdateFrequency(every={0: 1, 2: 3}), UpdateFrequency(passes=2)], ids=str
+)
+def test_every_schedule(schedule):
+    compare(schedule=schedule, update=partial(torch.optim.AdamW, lr=1e-3))
+
+
+def test_clipping_is_per_document():
+    compare(clip=0.05)
+
+
+def test_static_evaluation():
+    compare(update=None)
+    compare(update=partial(torch.optim.AdamW, lr=0.0))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "update"),
+    [(All(), SGD), (LoRA(rank=2), partial(torch.optim.SGD, lr=0.3))],
+    ids=["all", "lora"],
+)
+def test_errors_do_not_grow_over_300_segments(parameters, update):
+    documents = [random_tokens(300 * 4, 21), random_tokens(290 * 4, 22), random_tokens(37, 23)]
+    context = TransformerXL(4, 16)
+    alone, _ = compare(context=context, together=2, documents=documents, parameters=parameters, update=update)
+    learned, static = torch.cat(alone.nats[0]).sum(), torch.cat(alone.static[0]).sum()
+    assert learned < 0.9 * static, "the rate must matter"
+
+
+def test_order_and_neighbours_change_nothing():
+    order = [6, 0, 3, 1, 7, 2, 5, 4]
+    straight = run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=3, update=SGD)
+    permuted = run(tiny(), [DOCUMENTS[i] for i in order], TransformerXL(16, 24), together=4, update=SGD)
+    assert_same(permuted.nats, [straight.nats[i] for i in order])
+
+
+def test_a_finished_document_costs_nothing(tmp_path):
+    counts = []
+    for lengths in ((160, 16, 16, 16), (160,), (16,)):
+        records = Records()
+        run(
+            tiny(),
+            [random_tokens(length, 5) for length in lengths],
+            Overlapping(16, 16),
+            together=4,
+            update=SGD,
+            callbacks=[records],
+        )
+        counts.append(records.segments.flops.sum())
+    assert counts[0] == 13 * counts[2]
+    assert counts[1] == 10 * counts[2]
+
+
+def test_rows_are_those_of_one_at_a_time():
+    tables = []
+    for together in (1, 3):
+        records = Records()
+        run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=together, update=SGD, callbacks=[records])
+        tables.append((records.segments, records.tokens, records.documents))
+    for one, other in zip(*tables, strict=True):
+        exact = [column for column in one.columns if "nats" not in column and "seconds" not in column]
+        assert one[exact].equals(other[exact])
+
+
+class FailAt(Callback):
+    """Poisons the weights of one row of a wave after its first segment."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch.cut.index == 0 and batch.rows.start == 0:
+            with torch.no_grad():
+                pl_module.weights.learned[0][1].fill_(float("nan"))
+
+
+def test_a_document_that_fails_leaves_its_neighbours_alone():
+    documents = [random_tokens(64, seed) for seed in range(3)]
+    whole = run(tiny(), documents, TransformerXL(16, 24), together=3, update=SGD)
+    found = run(tiny(), documents, TransformerXL(16, 24), together=3, update=SGD, callbacks=[FailAt()])
+    assert found.module.failed == {1: 1}
+    assert len(found.nats[1]) == 1
+    assert_same([found.nats[0], found.nats[2]], [whole.nats[0], whole.nats[2]])
+    assert int(found.module.adapted.tokens) == 64 + 16 + 64
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"reset": ResetWeights("never")}, "data.together must be 1 with reset.every never"),
+        ({"update": partial(torch.optim.Adafactor, lr=0.1)}, "treats each weight by itself .* got Adafactor"),
+    ],
+)
+def test_what_cannot_be_done_together_is_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=2, **({"update": SGD} | choices))
