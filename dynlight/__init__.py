@@ -37,7 +37,7 @@ _MODULES = {
     "TransformerXL": "context",
     "UpdateFrequency": "schedule",
 }
-__all__ = list(_MODULES)  # noqa: PLE0605
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

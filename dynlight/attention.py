@@ -34,11 +34,11 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, scale: float) -> Any:
         assert in_dims[3] is None, "documents that are read together share their positions, and so the mask"
-        folded = [
+        q, k, v = (
             (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
             for x, dim in zip((q, k, v), in_dims, strict=False)
-        ]
-        out = scaled_dot_product_attention(*folded, attn_mask=mask, is_causal=is_causal, scale=scale)
+        )
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
         return out.unflatten(0, (info.batch_size, -1)), 0
 
 

@@ -25,7 +25,7 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 class Cut(NamedTuple):
     """Where one segment lies: it scores tokens `start … stop − 1` after reading `context` inputs again."""
 
-    index: int
+    index: int  # type: ignore[assignment] # a tuple's method, which nothing here calls
     start: int
     stop: int
     context: int

@@ -29,14 +29,15 @@ def begin(loggers: Iterable[Logger], settings: dict[str, Any]) -> None:
         wandb.setup(wandb.Settings(mode="offline"))
     for logger in ours:
         try:
-            logger.experiment.config.update(settings, allow_val_change=True)
+            run = logger.experiment
         except wandb.Error as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"trainer.logger must be a WandbLogger that reaches W&B, got: {reason}; set WANDB_MODE=offline"
             ) from error
-        if logger.experiment.url:
-            print(f"W&B     {logger.experiment.url}")
+        run.config.update(settings, allow_val_change=True)
+        if run.url:
+            print(f"W&B     {run.url}")
 
 
 def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
@@ -52,7 +53,9 @@ def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> 
         run.summary.update({name: value for name, value in summary.items() if value is not None})
         run.finish()
         if run.offline:
-            print(f"W&B     {Path(run.dir).parent} (offline: wandb leet shows it, wandb sync uploads it)")
+            place = Path(run.dir).parent
+            place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+            print(f"W&B     {place}\n        offline: `wandb leet` shows it, `wandb sync` uploads it")
 
 
 def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbLogger]:

@@ -340,10 +340,10 @@ class DocumentStream(LightningDataModule):
         try:
             yield
         # Its own errors and those of pyarrow, pandas, fsspec, httpx: datasets raises from many families.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             setting = "data_files" if self.data_files else "path"
             # "An error occurred while generating the dataset" says less than what occurred.
-            reason = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
+            reason: object = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
             if isinstance(reason, StopIteration):  # what its reader of JSON says of an empty file
                 reason = "there is nothing in it"
             advice = next((advice for kind, advice in ADVICE.items() if isinstance(error, kind)), "")

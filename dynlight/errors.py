@@ -44,12 +44,12 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: ArgumentParser, namespace: Any, values: str, option_string: str | None = None) -> None:
         _check_shape(values, setting_names(parser))
-        super().__call__(parser, namespace, values, option_string)
+        super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
 
 
 def setting_names(parser: ArgumentParser) -> list[str]:
-    """Every setting there is: `seed`, `data.path`, …"""
-    return [key for key in parser.get_defaults(skip_validation=True).keys() if key != "config"]
+    """Every setting there is, as `seed` or `data.path`."""
+    return [key for key, _ in parser.get_defaults(skip_validation=True).items() if key != "config"]
 
 
 def one_line(message: str, settings: Iterable[str]) -> str:
@@ -61,8 +61,11 @@ def one_line(message: str, settings: Iterable[str]) -> str:
     """
     setting = ".".join(re.findall(r'Parser key "([^"]*)"', message))
     cause = message.rsplit("Parser key", 1)[-1]  # of the innermost setting
-    if unknown := re.search(r"Option '([^']*)' is not accepted|unrecognized arguments: ([^\s=]+)", message):
-        name = ".".join(filter(None, (setting, (unknown[1] or unknown[2]).lstrip("-"))))
+    if unknown := re.search(
+        r"(?:Group '([^']*)' does not accept option|Option) '([^']*)'|unrecognized arguments: ([^\s=]+)", message
+    ):
+        group, option, flag = unknown.groups()
+        name = ".".join(filter(None, (group or setting, option or flag.lstrip("-"))))
         return _unknown(name, settings, *re.findall(r"class_path[ =]'([^']*)'", cause)[:1])
     if required := re.search(r"arguments? (?:are|is) required: ([^\n]*)|Key \"([^\"]*)\" is required", message):
         names = ", ".join(_join(setting, name.strip().lstrip("-")) for name in (required[1] or required[2]).split(","))
@@ -90,7 +93,9 @@ def _check_shape(path: str, settings: list[str]) -> None:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"config must be YAML, got {path}: {_flat(getattr(error, 'problem', str(error)))}{where}") from error
+        raise ValueError(
+            f"config must be YAML, got {path}: {_flat(getattr(error, 'problem', str(error)))}{where}"
+        ) from error
     if not isinstance(sections, dict) or not sections:
         got = "nothing" if not sections else _flat(repr(sections), 40)
         raise ValueError(f"config must hold sections as in --help, got {path} with {got} in it")
@@ -101,9 +106,9 @@ def _check_shape(path: str, settings: list[str]) -> None:
             raise ValueError(_unknown(str(section), sorted(names)))
         if section in grouped - set(_CLASSES) and not isinstance(value, dict | None):
             raise ValueError(f"{section} must hold settings by name, got {_flat(repr(value), 60)}")
-        if section in _CLASSES and isinstance(value, dict):
-            if misplaced := [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]:
-                raise ValueError(f"{section}.{misplaced[0]} must stand under {section}.init_args, got it under {section}")
+        made = value if section in _CLASSES and isinstance(value, dict) else {}
+        if misplaced := [key for key in made if key not in ("class_path", "init_args", "dict_kwargs")]:
+            raise ValueError(f"{section}.{misplaced[0]} must stand under {section}.init_args, got it under {section}")
 
 
 def _unknown(name: str, settings: Iterable[str], class_path: str | None = None) -> str:
@@ -111,7 +116,7 @@ def _unknown(name: str, settings: Iterable[str], class_path: str | None = None) 
     section, _, last = name.rpartition(".")
     of = ""
     candidates = {known: known.split(".")[-1] for known in settings if known.rpartition(".")[0] == section}
-    if class_path is not None and (made := pydoc.locate(class_path)) is not None:
+    if class_path is not None and (made := pydoc.locate(class_path)) and callable(made):
         of = f" of {class_path.rsplit('.', 1)[-1]}"
         candidates = {f"{section}.{argument}": argument for argument in inspect.signature(made).parameters}
     near = difflib.get_close_matches(last, candidates.values(), n=1, cutoff=0.6)
@@ -121,7 +126,7 @@ def _unknown(name: str, settings: Iterable[str], class_path: str | None = None) 
 
 def _expected(cause: str) -> str:
     """What would have been right: of each type that the parser tried, a user's word."""
-    tried = []
+    tried: list[str] = []
     for kind, literals in re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing.Literal\[([^\]]*)\])", cause):
         tried += [_TYPES.get(kind, f"a {kind}")] if kind else literals.replace("'", "").split(", ")
     wanted = list(dict.fromkeys(tried)) or ["of another kind"]

@@ -26,6 +26,7 @@ from dynlight.module import DynamicEvaluation, check_precision
 from dynlight.parameters import Parameters
 from dynlight.pretrained import Pretrained
 from dynlight.progress import DocumentProgress
+from dynlight.receipt import Receipt
 from dynlight.records import Records
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
@@ -35,25 +36,32 @@ HELP = """usage: python -m dynlight.fit --config X.yaml [--section.key value ...
 
 Reads documents segment by segment: each is scored, then learned from.
 
-  --config X.yaml     a run; any value can be overridden behind it, e.g. --update.lr 1e-3
-  --print_config      prints the whole configuration, with every default, as YAML
-  --help              prints this
+  --config X.yaml   a run; values behind it override it, e.g. --update.lr 1e-3
+  --print_config    prints the whole configuration, every default in it, as YAML
+  --help            prints this
 
 the five choices
-  context             what is scored next, with what in view: TransformerXL, Overlapping
-  parameters          which weights may learn: All, LoRA, Matching
-  update              how they change: any of torch.optim, RMSDynamic; null: static evaluation
-  schedule            when: every, passes
-  reset               when it is forgotten: every (document, never)
+  context           what is scored next, with what in view: TransformerXL,
+                    Overlapping
+  parameters        which weights may learn: All, LoRA, Matching
+  update            how they change: a class of torch.optim, RMSDynamic; null:
+                    nothing is learned (static evaluation)
+  schedule          when: every, passes
+  reset             when it is forgotten: every (document or never)
 
 around them
-  model               what is evaluated: pretrained (Hub name, folder, tiny-books), dtype, attention, compile
-  data                what is read: path, data_files, split, text_column, documents, max_tokens
-  reference           static: the unlearned model over the same windows stands beside; null: not
-  clip                largest gradient norm of a document; null: no bound
-  trainer             Lightning's Trainer: accelerator, devices, precision, strategy, logger, callbacks
-  seed                of everything random
-  out, overwrite      the run's folder (default runs/<name of the config>), and whether to replace it
+  model             what is evaluated: pretrained (Hub, folder, tiny-books),
+                    tokenizer, revision, dtype, attention, compile
+  data              what is read: path, data_files, split, text_column,
+                    documents, max_tokens, together, streaming
+  reference         static: the unlearned model scores the same windows; null:
+                    it does not, which saves its cost
+  clip              the largest gradient norm of a document; null: no bound
+  trainer           Lightning's Trainer: accelerator, devices, precision,
+                    strategy, logger, callbacks
+  seed              of everything random
+  out, overwrite    the run's folder (default: runs/<name of the file>), and
+                    whether to replace it
 """
 
 # What DynamicEvaluation takes of a configuration.
@@ -124,7 +132,7 @@ def fit(config: Namespace) -> dict[str, Any]:
     choices = parser().instantiate(_logging_into(folder, config))
     command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
     records = Records(folder, {"name": folder.name, "command": command})
-    trainer = make_trainer(choices.trainer, [FlopsLogger(), records, DocumentProgress()], folder)
+    trainer = make_trainer(choices.trainer, [FlopsLogger(), records, Receipt(folder), DocumentProgress()], folder)
     choices.context.check(choices.model.config())
     tokenizer = choices.model.load_tokenizer()
     chosen = {name: choices[name] for name in _CHOICES}
@@ -139,7 +147,8 @@ def fit(config: Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True)
     try:
         parser().save(config, folder / "config.yaml", skip_unset=False)
-        dashboard.begin(trainer.loggers, config.as_dict())
+        settings = config.as_dict()
+        dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *_CHOICES)})
         trainer.fit(module, choices.data)
     except ValueError:
         if not records.has_begun:
@@ -217,11 +226,12 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
 
 
 def _raised_here(error: BaseException | None) -> ValueError | None:
-    """The ValueError of dynlight behind an error: a library's own is a bug of ours and keeps its traceback."""
+    """The ValueError that dynlight raised behind an error: any other is a bug of ours and keeps its traceback."""
     while error is not None:
-        last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
-        if isinstance(error, ValueError) and last is not None and Path(last.filename).parent == Path(__file__).parent:
-            return error
+        for last in traceback.extract_tb(error.__traceback__)[-1:]:
+            is_ours = Path(last.filename).parent == Path(__file__).parent and (last.line or "").startswith("raise ")
+            if isinstance(error, ValueError) and is_ours:
+                return error
         error = error.__cause__ or error.__context__
     return None
 
@@ -231,7 +241,11 @@ def _logging_into(folder: Path, config: Namespace) -> Namespace:
     config = config.clone()
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and logger.init_args.save_dir == ".":
+        if (
+            isinstance(logger, Namespace)
+            and logger.class_path.endswith("WandbLogger")
+            and logger.init_args.save_dir == "."
+        ):
             logger.init_args.save_dir = str(folder)
     return config
 

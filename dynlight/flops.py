@@ -18,16 +18,17 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynlight.report import bits_per_byte, nats_per_token
+from dynlight.context import Cut
+from dynlight.report import bits_per_byte, nats_per_token, word_perplexity
 from dynlight.updates import RMSDynamic
-from dynlight.waves import Cut, Segment
+from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, token_nats
 
 if TYPE_CHECKING:
@@ -154,54 +155,115 @@ class FlopCounter:
         return counter.elements
 
 
-class FlopsLogger(Callback):
-    """Logs loss against tokens read and against FLOPs after every segment, to every logger of the Trainer.
+@dataclass
+class _Sums:
+    """Nats, static and adapted, and what to divide them by."""
 
-    Running sums over all that was read so far give `bits_per_byte`, `nats_per_token` and, beside the static reference,
-    the gain. On W&B each series is drawn twice, over the axes `tokens` and `flops`, without a setting.
+    nats: float = 0.0
+    static_nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    words: int = 0
+
+    def add(self, other: "_Sums", sign: int = 1) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + sign * value)
+
+
+# Everything that is logged over tokens and over FLOPs. Without a reference those of `static` and `gain` are left out.
+SERIES = (
+    "bits_per_byte",
+    "static_bits_per_byte",
+    "gain_bits_per_byte",
+    "nats_per_token",
+    "static_nats_per_token",
+    "word_perplexity",
+    "static_word_perplexity",
+    "segment_nats_per_token",
+    "segment_gain_nats_per_token",
+)
+
+
+class FlopsLogger(Callback):
+    """Logs loss beside the tokens read and the FLOPs spent after every segment, to every logger of the Trainer.
+
+    Ratios run over all that was read so far, those of `segment_…` over the segment alone, and word perplexity over the
+    documents that were read to their end, as words are counted in whole documents. A document that failed is taken out
+    again. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs, `by_tokens/…` over tokens.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tokens = self._flops = self._static_flops = self._update_flops = 0
-        self._seconds = {"scoring": 0.0, "learning": 0.0, "static": 0.0}
+    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        self._axes = {"tokens": 0, "flops": 0}
+        self._costs: dict[str, float] = {"update_flops": 0, "static_flops": 0}
+        self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
+        self._read, self._whole = _Sums(), _Sums()
+        self._running: dict[int, _Sums] = {}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                for axis in ("tokens", "flops"):
+                for axis in self._axes:
                     logger.experiment.define_metric(axis, hidden=True)
-                    logger.experiment.define_metric(f"by_{axis}/*", step_metric=axis)
+                    for name in SERIES:
+                        once = None if axis == "tokens" else "none"  # in the run's summary
+                        logger.experiment.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=once)
+                for name in self._costs:
+                    logger.experiment.define_metric(f"cost/{name}", step_metric="tokens")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
-        score = pl_module.score
-        if score is None or not trainer.loggers:
+        if not trainer.loggers:
             return
-        flops, documents = pl_module.flop_counter.count(score), len(batch.documents)
-        self._tokens += score.nats.numel()
-        self._flops += documents * flops.total
-        self._static_flops += documents * flops.static
-        self._update_flops += documents * flops.update
+        for failed in pl_module.failed.keys() & self._running.keys():
+            self._read.add(self._running.pop(failed), sign=-1)
+        if (score := pl_module.score) is None:
+            return
+        flops, documents = pl_module.flop_counter.count(score), len(score.rows)
+        self._axes["tokens"] += documents * score.nats.shape[1]
+        self._axes["flops"] += documents * flops.total
+        self._costs["update_flops"] += documents * flops.update
+        self._costs["static_flops"] += documents * flops.static
         for part, seconds in score.seconds.items():
-            self._seconds[part] += seconds
-        metrics = {"tokens": self._tokens, "flops": self._flops, "update_flops": self._update_flops}
-        metrics |= {f"seconds/{part}": seconds for part, seconds in self._seconds.items()}
-        losses = self._losses(pl_module, score)
-        metrics |= {f"by_{axis}/{name}": loss for axis in ("tokens", "flops") for name, loss in losses.items()}
+            self._costs[f"{part}_seconds"] += seconds
+        series = self._series(score)
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=batch_idx)
+            if isinstance(logger, WandbLogger):
+                drawn = {f"by_{axis}/{name}": value for axis in self._axes for name, value in series.items()}
+                logger.log_metrics(self._axes | drawn | {f"cost/{name}": cost for name, cost in self._costs.items()})
+            else:
+                logger.log_metrics(self._axes | series | self._costs, step=batch_idx)
 
-    def _losses(self, pl_module: LightningModule, score: "Score") -> dict[str, float | None]:
-        adapted, static = pl_module.adapted, pl_module.static
-        losses = {
-            "bits_per_byte": bits_per_byte(float(adapted.nats), int(adapted.bytes)),
-            "nats_per_token": nats_per_token(float(adapted.nats), int(adapted.tokens)),
-            "segment_nats_per_token": float(score.nats.mean()),
-        }
+    def _series(self, score: "Score") -> dict[str, float]:
+        nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
+        has_static = score.static_nats is not None
+        static = [0.0] * len(nats)
         if score.static_nats is not None:
-            losses["static_bits_per_byte"] = bits_per_byte(float(static.nats), int(static.bytes))
-            losses["gain_bits_per_byte"] = bits_per_byte(float(static.nats - adapted.nats), int(static.bytes))
-            losses["segment_gain_nats_per_token"] = float((score.static_nats - score.nats).mean())
-        return losses
+            static = score.static_nats.sum(dim=1, dtype=torch.float64).tolist()
+        segment, finished = _Sums(), score.segment.finished
+        for row in score.rows:
+            document = score.segment.documents[row]
+            part = _Sums(nats[row], static[row], score.nats.shape[1], score.segment.bytes[row])
+            segment.add(part)
+            self._running.setdefault(document.index, _Sums()).add(part)
+            if document in finished:
+                self._whole.add(self._running.pop(document.index))
+                self._whole.words += document.words
+        read, whole = self._read, self._whole
+        read.add(segment)
+        series = {
+            "bits_per_byte": bits_per_byte(read.nats, read.bytes),
+            "nats_per_token": nats_per_token(read.nats, read.tokens),
+            "word_perplexity": word_perplexity(whole.nats, whole.words),
+            "segment_nats_per_token": nats_per_token(segment.nats, segment.tokens),
+        }
+        if has_static:
+            series |= {
+                "static_bits_per_byte": bits_per_byte(read.static_nats, read.bytes),
+                "gain_bits_per_byte": bits_per_byte(read.static_nats - read.nats, read.bytes),
+                "static_nats_per_token": nats_per_token(read.static_nats, read.tokens),
+                "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
+                "segment_gain_nats_per_token": nats_per_token(segment.static_nats - segment.nats, segment.tokens),
+            }
+        return {name: value for name, value in series.items() if value is not None}
 
 
 def _without_data(model: nn.Module) -> Any:
@@ -235,7 +297,7 @@ class _ElementCounter(TorchDispatchMode):
     """Counts the elements written by elementwise operators."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -49,8 +49,8 @@ def check_precision(precision: str | int | None) -> None:
     """Raises ValueError unless learned weights and scores would be fp32."""
     if precision not in (None, 32, "32", "32-true", "bf16-mixed"):
         raise ValueError(
-            f"trainer.precision must be 32-true or bf16-mixed, got {precision}; learned weights are fp32 and fp16 would "
-            "need its gradients scaled, so for a smaller model set model.dtype: bfloat16"
+            f"trainer.precision must be 32-true or bf16-mixed, got {precision}; learned weights are fp32 and fp16 "
+            "would need its gradients scaled, so for a smaller model set model.dtype: bfloat16"
         )
 
 
@@ -123,7 +123,7 @@ class DynamicEvaluation(LightningModule):
 
     def configure_optimizers(self) -> Optimizer | None:
         """The optimizer of the learned weights, which are where they will stay (Lightning has moved the model)."""
-        together = getattr(self.trainer.datamodule, "together", 1)
+        together = getattr(self.trainer.datamodule, "together", 1)  # type: ignore[attr-defined]
         self.weights = (
             InPlace(self.model, self.context) if together == 1 else Stacked(self.model, self.context, together)
         )
@@ -135,15 +135,15 @@ class DynamicEvaluation(LightningModule):
         return optimizer
 
     def setup(self, stage: str) -> None:
-        self.check(self.trainer, self.trainer.datamodule)
+        self.check(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             setting = "devices must be 1" if trainer.world_size > 1 else "strategy must be auto"
             raise ValueError(
-                f"trainer.{setting}, got {type(trainer.strategy).__name__} on {trainer.world_size} device(s), which would "
-                "average the gradients of documents; set trainer: {devices: 1, strategy: auto}"
+                f"trainer.{setting}, got {type(trainer.strategy).__name__} on {trainer.world_size} device(s), which "
+                "would average the gradients of documents; set trainer: {devices: 1, strategy: auto}"
             )
         check_precision(trainer.precision)
         # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
@@ -157,7 +157,7 @@ class DynamicEvaluation(LightningModule):
         together = getattr(data, "together", 1)
         if together > 1 and self.reset_choice.every == "never":
             raise ValueError(
-                f"data.together must be 1 with reset.every never, as what is learned from one document is carried on to "
+                "data.together must be 1 with reset.every never, as what is learned from one document is carried on to "
                 f"the next, got {together}"
             )
         if self.update is not None:
@@ -180,8 +180,7 @@ class DynamicEvaluation(LightningModule):
     def protocol(self) -> str:
         """The five choices in one line: what a number of this run means."""
         update = "nothing (static)"
-        if self.update is not None:
-            optimizer = self.optimizers(use_pl_optimizer=False)
+        if (optimizer := self._optimizer) is not None:
             update = f"{type(optimizer).__name__}(lr {optimizer.defaults['lr']:g})"
             update += f" clipped to {self.clip:g}" if self.clip is not None else ""
         return (
@@ -202,8 +201,7 @@ class DynamicEvaluation(LightningModule):
         """Restores weights, optimizer state and random state of the documents that begin to what they were at first."""
         self.weights.reset(documents)
         torch.set_rng_state(self._random_state)
-        if self.update is not None:
-            optimizer = self.optimizers(use_pl_optimizer=False)
+        if (optimizer := self._optimizer) is not None:
             optimizer.load_state_dict(copy.deepcopy(self._unlearned_optimizer))
 
     def training_step(self, segment: Segment, batch_idx: int) -> None:
@@ -212,8 +210,7 @@ class DynamicEvaluation(LightningModule):
         if segment.is_first:
             self._memory = self._static_memory = None
         if self._running(segment):
-            # Not Lightning's wrapper of it, which calls hooks that nothing here uses: a segment is short.
-            optimizer = None if self.update is None else self.optimizers(use_pl_optimizer=False)
+            optimizer = self._optimizer
             with self.weights.rows(segment, optimizer):
                 self._score_and_learn(segment, optimizer)
 
@@ -232,12 +229,19 @@ class DynamicEvaluation(LightningModule):
         if not (rows := self._running(segment)):
             return
         scored = self._now()
-        updates = self._learn(segment, nats, memory, optimizer) if self.update_due else 0
+        updates = self._learn(segment, nats, memory, optimizer) if optimizer is not None and self.update_due else 0
         seconds = {"static": referred - began, "scoring": scored - referred, "learning": self._now() - scored}
         if segment.rows.start == 0:  # those who go on; a group that ends here leaves the others' memory alone
             self._memory = kept
         self.score = Score(segment, rows, committed, static_nats, updates, memory_length(memory), seconds)
         self._sum(self.score)
+
+    @property
+    def _optimizer(self) -> Optimizer | None:
+        # Not Lightning's wrapper of it, which calls hooks that nothing here uses: a segment is short.
+        optimizer = None if self.update is None else self.optimizers(use_pl_optimizer=False)
+        assert not isinstance(optimizer, list), "configure_optimizers makes one at most"
+        return optimizer
 
     def _running(self, segment: Segment) -> list[int]:
         """Rows of the segment whose documents have not failed."""

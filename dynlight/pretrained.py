@@ -110,8 +110,8 @@ class Pretrained:
             )
         if _looks_ahead(model):
             raise ValueError(
-                f"model.pretrained must be {_MODEL}, got {self.pretrained} of type {model.config.model_type}, in which a "
-                "token sees those after it"
+                f"model.pretrained must be {_MODEL}, got {self.pretrained} of type {model.config.model_type}, in which "
+                "a token sees those after it"
             )
         if self._compile:
             model.compile()
@@ -131,7 +131,9 @@ class Pretrained:
                 what = "a tokenizer (Hub name or local folder)"
             if isinstance(error, ImportError) and "attention" in str(error).lower():
                 raise ValueError(f"model.attention must be installed, got {self._attention}, which is not") from error
-            raise ValueError(f"model.{setting} must be {what}, got {got or 'nothing'}; {_reason(got, error)}") from error
+            raise ValueError(
+                f"model.{setting} must be {what}, got {got or 'nothing'}; {_reason(got, error)}"
+            ) from error
 
 
 def _looks_ahead(model: PreTrainedModel) -> bool:

@@ -3,13 +3,16 @@
 import shutil
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from dynlight.report import bits_per_byte, number
 from dynlight.waves import Segment
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation
 
 
 class DocumentProgress(ProgressBar):
@@ -35,7 +38,7 @@ class DocumentProgress(ProgressBar):
         """Shows the line again."""
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
         self._documents = len(documents)
         self._finished = sum(len(document) == 0 for document in documents)
@@ -45,7 +48,7 @@ class DocumentProgress(ProgressBar):
         self._began = self._shown = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         self._read += batch.targets.numel()
         self._finished += len(batch.finished)
@@ -54,14 +57,14 @@ class DocumentProgress(ProgressBar):
             self._shown = now
             self._show(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         self._show(pl_module, end="\n")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
         if self._enabled and getattr(self, "_is_terminal", False):
             print(file=sys.stderr)  # what comes next begins on a line of its own
 
-    def _show(self, pl_module: LightningModule, end: str = "") -> None:
+    def _show(self, pl_module: "DynamicEvaluation", end: str = "") -> None:
         if not self._enabled:
             return
         width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 119
@@ -71,14 +74,16 @@ class DocumentProgress(ProgressBar):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _line(self, pl_module: LightningModule, width: int) -> str:
+    def _line(self, pl_module: "DynamicEvaluation", width: int) -> str:
         """What there is to tell, in at most `width` columns: the less important gives way first."""
         seconds = time.perf_counter() - self._began
         left = seconds * (self._tokens - self._read) / self._read if self._read else 0.0
         share = self._read / self._tokens if self._tokens else 1.0
         adapted = bits_per_byte(float(pl_module.adapted.nats), int(pl_module.adapted.bytes))
         static = bits_per_byte(float(pl_module.static.nats), int(pl_module.static.bytes))
-        found = f"static {number(static, 2)} → adapted {number(adapted, 2)}" if static is not None else number(adapted, 2)
+        found = (
+            f"static {number(static, 2)} → adapted {number(adapted, 2)}" if static is not None else number(adapted, 2)
+        )
         documents = f"{self._finished:,}/{self._documents:,}"
         speed, remaining = f"{self._read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))

@@ -19,14 +19,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dynlight.documents import Document
 from dynlight.report import documents_table
 from dynlight.waves import Segment
 
 if TYPE_CHECKING:
-    from dynlight.module import Score
+    from dynlight.module import DynamicEvaluation, Score
 
 _FLUSH_EVERY = 256  # segments held in memory before they are written: what bounds memory on long documents
 
@@ -84,12 +84,12 @@ class Records(Callback):
         """One row a document, with the columns of `documents.csv`."""
         return documents_table(self.folder)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         self._began = time.perf_counter()
         self._rows.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         score = pl_module.score
         for row, document in enumerate(batch.documents):
@@ -101,7 +101,7 @@ class Records(Callback):
         for document in batch.finished:
             self._parts.pop(document.index).close()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
         for name, schema in SCHEMAS.items():
             _join([self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
@@ -120,7 +120,7 @@ class Records(Callback):
         }
         (self.folder / "run.json").write_text(json.dumps(run, indent=1))
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
         # What was scored stays on disk, as parts.
         for part in self._parts.values():
             part.close()
@@ -159,7 +159,7 @@ class _Part:
             "timings": [self._timing(score) for score, _, _ in self._held],
         }
         for name, rows in columns.items():
-            table = [pa.array(column, field.type) for column, field in zip(zip(*rows), SCHEMAS[name], strict=True)]
+            table = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMAS[name], strict=True)]
             self._writers[name].write_table(pa.Table.from_arrays(table, schema=SCHEMAS[name]))
         self._writers["tokens"].write_table(self._tokens())
         self._held.clear()
@@ -193,18 +193,15 @@ class _Part:
     def _tokens(self) -> pa.Table:
         cuts = [score.segment.cut for score, _, _ in self._held]
         start, stop = cuts[0].start, cuts[-1].stop
-        has_static = self._held[0][0].static_nats is not None
         nats = torch.cat([score.nats[row] for score, _, row in self._held]).cpu().numpy()
-        static = (
-            torch.cat([score.static_nats[row] for score, _, row in self._held]).cpu().numpy() if has_static else None
-        )
+        static = [score.static_nats[row] for score, _, row in self._held if score.static_nats is not None]
         columns = [
             pa.array([self.document.index] * (stop - start), pa.int32()),
             pa.array(range(start, stop), pa.int64()),
             pa.array([cut.index for cut in cuts for _ in range(cut.stop - cut.start)], pa.int32()),
             pa.array(self.document.pieces(start, stop), pa.string()),
             pa.array(nats, pa.float32()),
-            pa.array(static, pa.float32()) if has_static else pa.nulls(stop - start, pa.float32()),
+            pa.array(torch.cat(static).cpu().numpy(), pa.float32()) if static else pa.nulls(stop - start, pa.float32()),
         ]
         return pa.Table.from_arrays(columns, schema=SCHEMAS["tokens"])
 

@@ -1,10 +1,13 @@
 """Reset: when what was learned is forgotten."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dynlight.waves import Segment
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation
 
 
 class ResetWeights(Callback):
@@ -24,7 +27,7 @@ class ResetWeights(Callback):
             raise ValueError(f"reset.every must be document or never, got {every}")
         self.every = every
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int) -> None:
         if self.every == "document" and batch.is_first:
             pl_module.reset(batch.running)
 

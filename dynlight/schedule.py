@@ -1,11 +1,14 @@
 """Schedule: when the model learns. A new schedule is a pure rule behind one callback."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from dynlight.waves import Segment
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation
 
 Every = int | dict[int, int] | Literal["never"]
 
@@ -51,7 +54,7 @@ class UpdateFrequency(Callback):
         self.every = every
         self.passes = passes
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int) -> None:
         pl_module.passes = self.passes if due(batch.cut.index, self.every) else 0
 
     def __str__(self) -> str:

@@ -159,7 +159,9 @@ class GradientStatistics:
             return DocumentStream(**(self.data or {}))
         except TypeError as error:
             reason = str(error).partition("() ")[2]
-            raise ValueError(f"update.statistics.data must hold settings as data does, got {self.data}: {reason}") from error
+            raise ValueError(
+                f"update.statistics.data must hold settings as data does, got {self.data}: {reason}"
+            ) from error
         except ValueError as error:
             raise ValueError(f"update.statistics.{error}") from error
 

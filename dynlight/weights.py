@@ -56,18 +56,17 @@ def read(model: PreTrainedModel, segment: Segment, memory: Memory, context: Cont
     values of this segment; what is carried over is detached.
     """
     scored = segment.targets.shape[1]
-    carries = context.memory is not None
     # Without memory, too, a cache is passed: transformers would else search the positions for packed documents, which
     # costs time and a wait for the device.
     cache = DynamicCache(memory)
     logits = model(
         input_ids=segment.inputs,
-        position_ids=_positions(segment) if carries else None,
+        position_ids=None if context.memory is None else _positions(segment),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=scored,
     ).logits
-    if not carries:
+    if context.memory is None:
         return logits, None
     drop = max(0, memory_length(memory) + scored - context.memory)
     return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]

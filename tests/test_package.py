@@ -93,15 +93,14 @@ def test_public_names_are_listed():
 
 def _private_uses(path: Path) -> Iterator[str]:
     """Names with a leading underscore that a file takes from a module of dynlight."""
-    modules = set()
+    modules, files = set(), {path.stem for path in MODULES}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynlight":
             modules |= {alias.asname or alias.name for alias in node.names}
             yield from (f"{node.module}.{alias.name}" for alias in node.names if _is_private(alias.name))
+        # `self._x` is a class's own; `module._x` is not.
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and _is_private(node.attr):
-            # `self._x` is a class's own; `module._x` is not.
-            if node.value.id in modules & {path.stem for path in MODULES}:
-                yield f"{node.value.id}.{node.attr}"
+            yield from (f"{name}.{node.attr}" for name in modules & files if name == node.value.id)
 
 
 def _is_private(name: str) -> bool:
@@ -228,9 +227,15 @@ def test_no_file_names_a_machine_or_an_index(text):
 
 def test_every_block_of_readme_is_tested_here_or_is_output():
     assert blocks("python")
-    assert blocks("sh")
+    assert blocks("bash")
     languages = set(re.findall(r"^```(\w+)$", (ROOT / "README.md").read_text("utf-8"), re.M))
-    assert languages <= {"python", "sh", "yaml", "text"}
+    assert languages <= {"python", "bash", "yaml", "text"}
+
+
+def test_links_in_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
@@ -244,7 +249,7 @@ def test_yaml_in_readme_is_a_run(text, tmp_path):
     run(sys.executable, "-m", "dynlight.fit", "--config", "run.yaml", "--print_config", folder=tmp_path)
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
+@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines()])
 def test_commands_in_readme_exist(line):
     command = line.partition("#")[0].split()
     if command[:1] == ["make"]:

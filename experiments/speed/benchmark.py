@@ -90,13 +90,16 @@ def adapt(
     segment: int,
     parameters: Parameters | None = None,
     schedule: UpdateFrequency | None = None,
-    rows: bool = True,
+    lengths: tuple[float, ...] = (1.0,),
+    together: int = 1,
 ) -> torch.Tensor:
-    """One document of `count` tokens, adapted by dynlight as `dynlight.fit` does it, rows on disk and FLOPs included."""
+    """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them: rows on disk and FLOPs included."""
     model = make()
-    ids = tokens(model, count)
-    stream = DocumentStream.from_texts(["-"])
-    stream.loaded = [Document(0, "document", "x" * count, ids, torch.arange(1, count + 1), 0)]
+    stream = DocumentStream.from_texts(["-"], together=together)
+    for index, length in enumerate(lengths):
+        ids = tokens(model, int(count * length))
+        text, ends = "x" * len(ids), torch.arange(1, len(ids) + 1)
+        stream.loaded.append(Document(index, f"document {index}", text, ids, ends, 0))
     module = DynamicEvaluation(
         model,
         None,
@@ -106,7 +109,6 @@ def adapt(
         schedule=schedule,
         reference=None,
     )
-    records = Records() if rows else None
     Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -114,7 +116,7 @@ def adapt(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[records] if records else [],
+        callbacks=[Records()],
     ).fit(module, stream)
     return module.adapted.nats.clone()
 
@@ -186,6 +188,19 @@ def comparisons() -> Iterator[Comparison]:
         at_most=0.7,
         equal=False,
     )
+    for name, parameters, segment, together, count, bound in (
+        ("LoRA", LoRA(rank=8), 32, 16, 640, 3.0),
+        ("LoRA", LoRA(rank=8), 128, 8, 2_560, 1.4),
+        ("All", All(), 32, 16, 640, 1.6),
+    ):
+        documents = partial(adapt, tiny_books, count, segment, parameters, lengths=(1.0,) * together)
+        yield Comparison(
+            f"waves: tiny-books, {name}, segment {segment}: one at a time / {together} together",
+            partial(documents, together=together),
+            documents,
+            at_least=bound,
+            equal=False,
+        )
 
 
 def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:

@@ -1,0 +1,62 @@
+# One file to start from: `make` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --constraint constraints.txt
+# A worker has one thread: two processes with two threads each, on two cores, stand in each other's way.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help quickstart test check format golden benchmark clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "A new $(VENV) is made with PYTHON, 3.11 or later: make test PYTHON=python3.12"
+
+quickstart: $(VENV)/core.stamp ## read Python's library and learn it on the way: a table, and runs/quickstart/report.html
+	$(BIN)/python -m dynlight.fit --config configs/quickstart.yaml --overwrite true
+
+test: $(VENV)/test.stamp ## run the whole test suite
+	$(PYTEST)
+
+check: $(VENV)/dev.stamp ## run format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) --quiet -m "not slow"
+
+format: $(VENV)/dev.stamp ## write the format, and mend what the linter can
+	$(BIN)/ruff check --fix --quiet --exit-zero .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/test.stamp ## renew the golden values; say in CHANGELOG.md why they moved
+	OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py
+
+benchmark: $(VENV)/core.stamp ## measure speed and memory against loops written by hand
+	$(BIN)/python experiments/speed/benchmark.py
+
+clean: ## remove the virtual environment, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Set-up. It is done again when a stamp is older than what it was made from; each holds the ones before it.
+$(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[test]"
+	touch $(VENV)/core.stamp $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[dev]"
+	touch $(VENV)/core.stamp $(VENV)/test.stamp $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON must be Python 3.11 or later, got $(PYTHON) ($$($(PYTHON) --version 2>&1)); name another: make PYTHON=python3.12 …" >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
