@@ -65,7 +65,7 @@ around them
 """
 
 # What DynamicEvaluation takes of a configuration.
-_CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip")
+CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip")
 # What a user may set of Lightning's Trainer; the rest follows from reading each document once.
 _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
@@ -135,7 +135,7 @@ def fit(config: Namespace) -> dict[str, Any]:
     trainer = make_trainer(choices.trainer, [FlopsLogger(), records, Receipt(folder), DocumentProgress()], folder)
     choices.context.check(choices.model.config())
     tokenizer = choices.model.load_tokenizer()
-    chosen = {name: choices[name] for name in _CHOICES}
+    chosen = {name: choices[name] for name in CHOICES}
     outline = DynamicEvaluation(choices.model.outline(), tokenizer, **chosen)
     outline.check(trainer, choices.data)
     choices.data.loaded = choices.data.load(tokenizer)
@@ -148,7 +148,7 @@ def fit(config: Namespace) -> dict[str, Any]:
     try:
         parser().save(config, folder / "config.yaml", skip_unset=False)
         settings = config.as_dict()
-        dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *_CHOICES)})
+        dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *CHOICES)})
         trainer.fit(module, choices.data)
     except ValueError:
         if not records.has_begun:
@@ -184,11 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(HELP, end="")
         return 0
-    _quiet()
+    quiet()
     try:
         summary = fit(parse(arguments))
     except ValueError as error:
-        if (ours := _raised_here(error)) is None:
+        if (ours := raised_here(error)) is None:
             raise
         print(f"error: {ours}", file=sys.stderr)
         return 2
@@ -225,7 +225,7 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
             )
 
 
-def _raised_here(error: BaseException | None) -> ValueError | None:
+def raised_here(error: BaseException | None) -> ValueError | None:
     """The ValueError that dynlight raised behind an error: any other is a bug of ours and keeps its traceback."""
     while error is not None:
         for last in traceback.extract_tb(error.__traceback__)[-1:]:
@@ -250,10 +250,11 @@ def _logging_into(folder: Path, config: Namespace) -> Namespace:
     return config
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leaves out what libraries say of matters that are settled here."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each time it tries in vain
     for message in (
         ".*does not have many workers.*",  # segments come one after another
         ".*will run with no optimizer.*",  # static evaluation

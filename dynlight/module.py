@@ -1,11 +1,11 @@
 """Dynamic evaluation as a LightningModule: a document is a training stream.
 
-    for segment in document:                        # Trainer.fit
-        ResetWeights, UpdateFrequency               # policies: on_train_batch_start
-        nats = score(segment)                       # training_step: one forward
-        commit(nats)                                #   the score is final here
-        learn(nats)                                 #   backward and update, if one is due
-        Records, FlopsLogger, DocumentProgress      # meters: on_train_batch_end
+for segment in document:                        # Trainer.fit
+    ResetWeights, UpdateFrequency               # policies: on_train_batch_start
+    nats = score(segment)                       # training_step: one forward
+    commit(nats)                                #   the score is final here
+    learn(nats)                                 #   backward and update, if one is due
+    Records, FlopsLogger, DocumentProgress      # meters: on_train_batch_end
 """
 
 import copy

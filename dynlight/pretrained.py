@@ -1,6 +1,8 @@
 """Pretrained: the model a run begins with, and its tokenizer."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils.tqdm import enable_progress_bars
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -122,6 +125,9 @@ class Pretrained:
         """Keeps transformers quiet, and says in one line what it misses."""
         disable_progress_bar()
         set_verbosity_error()
+        # That has switched off the bars of downloads too, which may take an hour.
+        if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+            enable_progress_bars()
         try:
             yield
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError) as error:

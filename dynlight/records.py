@@ -104,8 +104,11 @@ class Records(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
         for name, schema in SCHEMAS.items():
-            _join([self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
-                  self.folder / f"{name}.parquet", schema)
+            _join(
+                [self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
+                self.folder / f"{name}.parquet",
+                schema,
+            )
         shutil.rmtree(self._rows)
         run = self._settings | {
             "documents": [_describe(document, pl_module.failed) for document in documents],
@@ -159,7 +162,10 @@ class _Part:
             "timings": [self._timing(score) for score, _, _ in self._held],
         }
         for name, rows in columns.items():
-            table = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMAS[name], strict=True)]
+            table = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*rows, strict=True), SCHEMAS[name], strict=True)
+            ]
             self._writers[name].write_table(pa.Table.from_arrays(table, schema=SCHEMAS[name]))
         self._writers["tokens"].write_table(self._tokens())
         self._held.clear()

@@ -240,8 +240,10 @@ def one_line(text: str) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Write a number with its thousands apart, or a dash for None and NaN."""
-    return "–" if value is None or pd.isna(value) else f"{value:,.{digits}f}".replace("-", "−")
+    """Write a number with its thousands apart, a huge one in three figures, or a dash for None and NaN."""
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:.3g}" if abs(value) >= 1e7 else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def si(value: Any, unit: str = "", form: str = "#.3g") -> str:

@@ -27,7 +27,9 @@ class ResetWeights(Callback):
             raise ValueError(f"reset.every must be document or never, got {every}")
         self.every = every
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
+    ) -> None:
         if self.every == "document" and batch.is_first:
             pl_module.reset(batch.running)
 

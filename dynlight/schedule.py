@@ -54,7 +54,9 @@ class UpdateFrequency(Callback):
         self.every = every
         self.passes = passes
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
+    ) -> None:
         pl_module.passes = self.passes if due(batch.cut.index, self.every) else 0
 
     def __str__(self) -> str:

@@ -129,7 +129,9 @@ class GradientStatistics:
 
     def collect(self, module: "DynamicEvaluation") -> list[Tensor]:
         """MS of each learned weight, read off the corpus now."""
-        weights = InPlace(module.model, module.context)  # the corpus is read document by document, whatever the run does
+        weights = InPlace(
+            module.model, module.context
+        )  # the corpus is read document by document, whatever the run does
         learned = weights.learned
         sums = [torch.zeros_like(weight) for weight in learned]
         count = 0
@@ -209,7 +211,11 @@ class RMSDynamic(Optimizer):
         epsilon: float = 1e-3,
         statistics: GradientStatistics | None = None,
     ) -> None:
-        for name, value, holds in (("lr", lr, lr >= 0), ("decay", decay, decay >= 0), ("epsilon", epsilon, epsilon > 0)):
+        for name, value, holds in (
+            ("lr", lr, lr >= 0),
+            ("decay", decay, decay >= 0),
+            ("epsilon", epsilon, epsilon > 0),
+        ):
             if not holds:
                 raise ValueError(f"{name} must be {'above 0' if name == 'epsilon' else 'at least 0'}, got {value}")
         self.statistics = statistics or GradientStatistics()

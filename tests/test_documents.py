@@ -532,7 +532,7 @@ def test_mistakes_are_one_line(byte_tokenizer, capfd, source, files, message):
         DocumentStream(**source).load(byte_tokenizer)
     assert "\n" not in str(caught.value)
     assert not capfd.readouterr().err
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__ or caught.value.__context__ is None
+    assert (caught.value.__cause__ is None and caught.value.__suppress_context__) or caught.value.__context__ is None
 
 
 def test_saved_data_set_says_so(byte_tokenizer):

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import pytest
 import torch
 import yaml
 from folders import DOCUMENTS, configuration, save_documents, save_model
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from lightning.pytorch import Trainer
 from models import tiny
 from running import TRAINER, document, random_tokens
 
-from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, TransformerXL, fit, progress
+from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretrained, TransformerXL, fit, progress
 
 ROOT = Path(__file__).parent.parent
 SAME_IN_EVERY_RUN = ["segments.parquet", "tokens.parquet", "documents.csv"]
@@ -258,6 +260,15 @@ def test_a_folder_that_cannot_be_finished_is_removed_and_one_with_rows_kept(run,
     with pytest.raises(ValueError, match="a bug"):
         run({"out": str(tmp_path / "second")})
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_download_is_shown_on_a_terminal_alone(library, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    Pretrained(str(library / "model")).load_tokenizer()
+    assert are_progress_bars_disabled() is not is_terminal
+    disable_progress_bars()
 
 
 # The line that shows how far it is

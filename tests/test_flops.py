@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDynamic, TransformerXL
-from dynlight.flops import Flops, FlopCounter
+from dynlight.flops import FlopCounter, Flops
 from dynlight.waves import Cut
 
 BLOCKS = 4
@@ -59,7 +59,9 @@ def matrices(model, block=None):
 
 def attention_width(model):
     config = model.config
-    return config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

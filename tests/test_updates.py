@@ -114,7 +114,10 @@ def test_reset_keeps_the_statistics(corpus):
     [
         (GradientStatistics(), "update.statistics.data must name a corpus"),
         (GradientStatistics(file="nowhere.safetensors"), "update.statistics.data must name a corpus"),
-        (GradientStatistics(data={"path": "text", "data_files": "x"}, segments=0), "segments must be at least 1, got 0"),
+        (
+            GradientStatistics(data={"path": "text", "data_files": "x"}, segments=0),
+            "segments must be at least 1, got 0",
+        ),
     ],
 )
 def test_statistics_that_cannot_be_had(corpus, statistics, message):

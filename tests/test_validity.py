@@ -26,7 +26,11 @@ def test_later_tokens_change_no_earlier_score(context, parameters, passes, chang
     tokens = random_tokens(5 * SEGMENT, 1)
     other = tokens[:changed] + [(token + 7) % 61 for token in tokens[changed:]]
     results = [
-        torch.cat(run(tiny(), [each], context, parameters=parameters, schedule=UpdateFrequency(passes=passes), **LEARN).nats[0])
+        torch.cat(
+            run(tiny(), [each], context, parameters=parameters, schedule=UpdateFrequency(passes=passes), **LEARN).nats[
+                0
+            ]
+        )
         for each in (tokens, other)
     ]
     assert torch.equal(results[0][:changed], results[1][:changed])
@@ -83,7 +87,9 @@ def test_static_by_three_ways_and_as_reference(context, parameters):
 
 @named("context", CONTEXTS)
 @named("parameters", [All(), LoRA(rank=2)])
-@pytest.mark.parametrize("update", [partial(torch.optim.AdamW, lr=3e-3), partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+@pytest.mark.parametrize(
+    "update", [partial(torch.optim.AdamW, lr=3e-3), partial(torch.optim.SGD, lr=0.1, momentum=0.9)]
+)
 def test_permuted_documents_give_permuted_rows(context, parameters, update):
     documents = [random_tokens(length, length) for length in (50, 17, 33, 16)]
     order = [2, 0, 3, 1]

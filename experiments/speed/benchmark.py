@@ -3,7 +3,8 @@
     make benchmark        or: python experiments/speed/benchmark.py [--rounds 7] [--only adapt]
 
 Both sides of a comparison run in turns in one process, A B A B …, after a first turn that isn't counted; the median of
-the turns' ratios is printed, with the least and the largest. Peak memory is that of processes of their own.
+the turns' ratios is printed, with the least and the largest. The clock starts after the first ten segments: what a run
+costs once (loading, and measuring the FLOPs of each shape) is printed apart. Peak memory is that of processes of their own.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
@@ -40,6 +41,8 @@ from dynlight import (
 
 MEMORY = 256
 RATE = 0.01
+WARM_UP = 10  # segments before the clock starts
+Result = tuple[torch.Tensor, float]  # nats, seconds after the warm-up
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Comparison:
     """Two ways to do the same, and the ratio of their times that is wanted."""
 
     name: str
-    ours: Callable[[], torch.Tensor | None]
-    other: Callable[[], torch.Tensor | None]
+    ours: Callable[[], Result]
+    other: Callable[[], Result]
     at_most: float | None = None
     at_least: float | None = None  # of other / ours: how many times faster ours is
     equal: bool = True  # whether both give the same nats, to the last bit
@@ -84,6 +87,15 @@ def tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
     return steps.cumsum(0) % model.config.vocab_size
 
 
+class Clock(Callback):
+    """Notes when the warm-up and the run end."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == WARM_UP - 1:
+            self.began = time.perf_counter()
+        self.ended = time.perf_counter()
+
+
 def adapt(
     make: Callable[[], PreTrainedModel],
     count: int,
@@ -92,7 +104,7 @@ def adapt(
     schedule: UpdateFrequency | None = None,
     lengths: tuple[float, ...] = (1.0,),
     together: int = 1,
-) -> torch.Tensor:
+) -> Result:
     """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them: rows on disk and FLOPs included."""
     model = make()
     stream = DocumentStream.from_texts(["-"], together=together)
@@ -109,6 +121,7 @@ def adapt(
         schedule=schedule,
         reference=None,
     )
+    clock = Clock()
     Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -116,18 +129,20 @@ def adapt(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Records()],
+        callbacks=[Records(), clock],
     ).fit(module, stream)
-    return module.adapted.nats.clone()
+    return module.adapted.nats.clone(), clock.ended - clock.began
 
 
-def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forwards: bool = False) -> torch.Tensor:
+def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forwards: bool = False) -> Result:
     """The loop that one would write by hand, with torch's fused update; or with a forward each to score and to learn."""
     model = make()
     sequence = torch.cat([torch.zeros(1, dtype=torch.int64), tokens(model, count)])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, fused=True)
     memory, total = None, torch.zeros((), dtype=torch.float64)
-    for start in range(0, count, segment):
+    for number, start in enumerate(range(0, count, segment)):
+        if number == WARM_UP:
+            began = time.perf_counter()
         stop = min(start + segment, count)
         inputs, targets = sequence[None, start:stop], sequence[start + 1 : stop + 1]
         positions = torch.arange(start, stop)[None]
@@ -146,44 +161,44 @@ def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forw
         nats.mean().backward()
         optimizer.step()
         memory = [(x.keys[:, :, -MEMORY:].detach(), x.values[:, :, -MEMORY:].detach()) for x in cache.layers]
-    return total
+    return total, time.perf_counter() - began
 
 
 def comparisons() -> Iterator[Comparison]:
     """What is compared, in the order of the table."""
     for name, make in (("test model", llama), ("tiny-books", tiny_books)):
-        for segment, count, bound in ((16, 8_000, 1.15), (128, 25_600, 1.05)):
+        for segment, count, bound in ((16, 4_160, 1.15), (128, 12_800, 1.05)):
             yield Comparison(
                 f"adapt: {name}, segment {segment}: dynlight / bare loop",
                 partial(adapt, make, count, segment),
                 partial(bare, make, count, segment),
                 at_most=bound,
             )
-    for segment, count in ((16, 8_000), (128, 25_600)):
+    for segment, count in ((16, 4_160), (128, 12_800)):
         yield Comparison(
             f"two forwards: tiny-books, segment {segment}: score-then-learn recipe / dynlight",
             partial(adapt, tiny_books, count, segment),
             partial(bare, tiny_books, count, segment, two_forwards=True),
             at_least=1.25,
         )
-    whole = partial(adapt, tiny_books, 25_600, 128)
+    whole = partial(adapt, tiny_books, 12_800, 128)
     yield Comparison(
         "schedule: tiny-books, segment 128: every 4 / every 1",
-        partial(adapt, tiny_books, 25_600, 128, schedule=UpdateFrequency(every=4)),
+        partial(adapt, tiny_books, 12_800, 128, schedule=UpdateFrequency(every=4)),
         whole,
         at_most=0.6,
         equal=False,
     )
     yield Comparison(
         "parameters: tiny-books, segment 128: LoRA / All",
-        partial(adapt, tiny_books, 25_600, 128, LoRA(rank=8)),
+        partial(adapt, tiny_books, 12_800, 128, LoRA(rank=8)),
         whole,
         at_most=0.95,
         equal=False,
     )
     yield Comparison(
         "parameters: tiny-books, segment 128: last quarter of blocks / All",
-        partial(adapt, tiny_books, 25_600, 128, Matching(blocks=[-1, -1])),
+        partial(adapt, tiny_books, 12_800, 128, Matching(blocks=[-1, -1])),
         whole,
         at_most=0.7,
         equal=False,
@@ -207,15 +222,12 @@ def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
     """Median, least and largest ratio of the two times over `rounds` turns."""
     ratios = []
     for turn in range(rounds + 1):
-        seconds, results = [], []
-        for way in (comparison.ours, comparison.other):
-            began = time.perf_counter()
-            results.append(way())
-            seconds.append(time.perf_counter() - began)
+        (ours, our_seconds), (other, other_seconds) = comparison.ours(), comparison.other()
         if comparison.equal:
-            assert torch.equal(*results), f"{comparison.name}: {results[0]} and {results[1]} nats"
+            assert torch.equal(ours, other), f"{comparison.name}: {ours} and {other} nats"
         if turn > 0:
-            ratios.append(seconds[0] / seconds[1] if comparison.at_most else seconds[1] / seconds[0])
+            faster = other_seconds / our_seconds
+            ratios.append(1 / faster if comparison.at_most else faster)
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
@@ -239,7 +251,7 @@ def quiet() -> None:
 def main() -> None:
     """Prints the table and writes it to results.csv."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7, help="turns counted of each comparison")
+    options.add_argument("--rounds", type=int, default=5, help="turns counted of each comparison")
     options.add_argument("--only", default="", help="comparisons whose name holds this")
     options.add_argument("--out", default=str(Path(__file__).parent / "results.csv"))
     chosen = options.parse_args()
@@ -254,17 +266,24 @@ def main() -> None:
             print_row(*rows[-1])
     if chosen.only in "memory":
         short, long = peak_memory(12_800), peak_memory(128_000)
-        rows.append(("memory: 10 times the tokens", long / short, long / short, long / short, "≤ 1.02×", long / short <= 1.02))
+        rows.append(
+            ("memory: 10 times the tokens", long / short, long / short, long / short, "≤ 1.02×", long / short <= 1.02)
+        )
         print_row(*rows[-1])
     with open(chosen.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["comparison", "ratio", "least", "largest", "target", "holds"])
-        writer.writerows([(name, *(f"{x:.3f}" for x in ratios), target, holds) for name, *ratios, target, holds in rows])
+        writer.writerows(
+            [(name, *(f"{x:.3f}" for x in ratios), target, holds) for name, *ratios, target, holds in rows]
+        )
 
 
 def print_row(name: str, middle: float, least: float, most: float, target: str, holds: bool) -> None:
     """One line of the table."""
-    print(f"{name:<72} {middle:6.3f}× ({least:.3f} – {most:.3f})  wanted {target:<13} {'yes' if holds else 'NO'}", flush=True)
+    print(
+        f"{name:<72} {middle:6.3f}× ({least:.3f} – {most:.3f})  wanted {target:<13} {'yes' if holds else 'NO'}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

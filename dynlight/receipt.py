@@ -1,0 +1,336 @@
+"""Receipt: what was scored, by which weights, in an order that cannot be changed afterwards.
+
+`receipt.json` holds hashes (SHA-256) of all that goes into a run, and a ledger with a row for each commit: document,
+segment, tokens, nats, a digest of the learned weights before scoring and one after learning, and a link, the hash of the
+row and of the link before. Who has the last link can tell whether any row was changed; who has the same model and data
+can play rows again: `python -m dynlight.audit --receipt runs/x`.
+
+What the ledger shows without playing: a document begins with unlearned weights, and nothing learns between two commits.
+"""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
+
+from dynlight.waves import Segment, waves
+from dynlight.weights import Stacked
+
+if TYPE_CHECKING:
+    from dynlight.documents import Document
+    from dynlight.module import DynamicEvaluation
+
+COLUMNS = ("document", "segment", "tokens", "nats", "before", "after", "link")
+_RELATIVE = 1e-5  # how far nats may be away when another machine adds in another order
+
+
+class Receipt(Callback):
+    """Keeps the ledger of a run.
+
+    Args:
+        folder: where `receipt.json` goes, beside `config.yaml`; None keeps it in memory, as `contents`.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.contents: dict[str, Any] = {}
+        self._before: list[str] = []
+        self._after: list[str] = []
+        self._seen: list[tuple[int, int]] | None = None  # the state in which the weights were that `_after` is of
+
+    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        # Weights are looked at after the policies have acted on them. A new list: Lightning is going through this one.
+        trainer.callbacks = [*(each for each in trainer.callbacks if each is not self), self]  # type: ignore[attr-defined]
+        documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
+        config = None if self.folder is None else self.folder / "config.yaml"
+        self.contents = {
+            "hashes": {
+                "model": hash_of_weights(pl_module.model.state_dict()),
+                "tokenizer": hash_of_tokenizer(pl_module.tokenizer),
+                "data": hash_of_documents(documents),
+                "config": hash_of(config.read_bytes()) if config is not None and config.exists() else None,
+            },
+            "documents": len(documents),
+            "tokens": sum(len(document) for document in documents),
+            "bytes": sum(document.bytes for document in documents),
+            "reset": pl_module.reset_choice.every,
+            "columns": COLUMNS,
+            "ledger": [],
+        }
+        self._link = first_link(self.contents)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
+    ) -> None:
+        # Reading all weights twice a segment would cost twice; torch counts what is done to a tensor. What goes round
+        # its count (`weight.data.mul_`) shows in the digest after learning, and then when the row is played again.
+        unchanged = self._seen is not None and self._seen == _state(pl_module)
+        self._before = self._after if unchanged else digests(pl_module, batch.rows)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
+    ) -> None:
+        if (score := pl_module.score) is None:
+            return
+        after = digests(pl_module, batch.rows) if score.updates else self._before
+        self._after, self._seen = after, _state(pl_module)
+        nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
+        for row in score.rows:
+            commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
+            commit += [nats[row], self._before[row], after[row]]
+            self._link = link(self._link, commit)
+            self.contents["ledger"].append([*commit, self._link])
+
+    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        if self.folder is not None:
+            text = json.dumps(self.contents | {"ledger": None}, indent=1)
+            rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
+            (self.folder / "receipt.json").write_text(
+                text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n"
+            )
+
+
+def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
+    """A digest of the learned weights of each document.
+
+    Formula: the first 16 digits of SHA-256 over Σ_j b_j mod 2⁶⁴ of each weight, b its bits as 64-bit integers. A hash of
+    all bytes would take as long as half the learning; this takes as long as reading them once. No single weight can
+    change without it, nor can many unless their changes cancel to the last bit.
+    """
+    learned = [weight.detach() for weight in pl_module.weights.learned]
+    documents = rows.stop - rows.start
+    if not learned:
+        return [hash_of(b"")[:16]] * documents
+    if isinstance(pl_module.weights, Stacked):
+        sums = torch.stack([_sums_of_bits(weight[rows].flatten(1)) for weight in learned], dim=1)
+    else:
+        sums = torch.cat([_sums_of_bits(weight.reshape(1, -1)) for weight in learned]).view(1, -1)
+    return [hash_of(row.tobytes())[:16] for row in sums.cpu().numpy()]
+
+
+def _state(pl_module: "DynamicEvaluation") -> list[tuple[int, int]] | None:
+    """Where each learned weight lies and how often it was changed; None for those of a wave, whose rows come and go."""
+    if isinstance(pl_module.weights, Stacked):
+        return None
+    return [(weight.data_ptr(), weight._version) for weight in pl_module.weights.learned]
+
+
+def _sums_of_bits(weight: Tensor) -> Tensor:
+    """Σ of each row's bits as 64-bit integers, int64 [rows]; learned weights are fp32, two to an integer."""
+    if weight.shape[1] % 2:
+        weight = torch.nn.functional.pad(weight, (0, 1))
+    integers = weight.contiguous().view(torch.int64)
+    if integers.device.type == "cpu":
+        # numpy adds in one thread: torch's many wait for each other longer than they add, where cores are shared.
+        return torch.from_numpy(np.add.reduce(integers.numpy(), axis=1))
+    return integers.sum(1)
+
+
+def hash_of(data: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_of_weights(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights, in the order of their names."""
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def hash_of_tokenizer(tokenizer: Any) -> str | None:
+    """SHA-256 over the tokenizer's definition, or where it has none over its vocabulary."""
+    if tokenizer is None:
+        return None
+    if getattr(tokenizer, "is_fast", False):
+        return hash_of(tokenizer.backend_tokenizer.to_str().encode())
+    return hash_of(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+
+
+def hash_of_documents(documents: Iterable["Document"]) -> str:
+    """SHA-256 over prefix, ids and text of all documents, in order."""
+    found = hashlib.sha256()
+    for document in documents:
+        text = document.text.encode()
+        found.update(f"{document.index} {document.prefix} {len(document)} {len(text)}\n".encode())
+        found.update(document.tokens.numpy().data)
+        found.update(text)
+    return found.hexdigest()
+
+
+def first_link(contents: dict[str, Any]) -> str:
+    """The link before the first row: the hash of what the run was made of."""
+    made_of = {key: contents[key] for key in ("hashes", "documents", "tokens", "bytes", "reset")}
+    return hash_of(json.dumps(made_of, sort_keys=True).encode())
+
+
+def link(before: str, commit: Sequence[Any]) -> str:
+    """The hash of a row and of the link before it."""
+    return hash_of((before + json.dumps(list(commit))).encode())
+
+
+def faults_of(contents: dict[str, Any]) -> list[str]:
+    """What is wrong with a ledger in itself: broken links, learning between two commits, tokens that don't add up."""
+    faults: list[str] = []
+    before = first_link(contents)
+    weights: dict[int, str] = {}  # after the last commit of each document
+    unlearned = contents["ledger"][0][4] if contents["ledger"] else ""
+    tokens = 0
+    for number, (*commit, found) in enumerate(contents["ledger"]):
+        if found != link(before, commit):
+            faults.append(f"row {number} of the ledger was changed")
+            break
+        before = found
+        document, segment, count, _, digest, after = commit
+        tokens += count
+        if segment and weights.get(document, digest) != digest:
+            faults.append(f"weights of document {document} changed before segment {segment} was scored")
+        if segment == 0 and contents["reset"] == "document" and digest != unlearned:
+            faults.append(f"document {document} began with weights that had learned")
+        weights[document] = after
+    else:
+        if tokens > contents["tokens"]:
+            faults.append(f"{tokens} tokens were scored, of {contents['tokens']}")
+    return faults
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What playing segments again found."""
+
+    rows: int  # compared
+    faults: tuple[str, ...]
+    deviation: float  # the largest of a segment's nats
+    digests_equal: int  # rows whose two digests are the same
+
+    @property
+    def agrees(self) -> bool:
+        """Whether ledger, hashes and nats are what the receipt says."""
+        return not self.faults
+
+    def table(self) -> str:
+        """The result for a person."""
+        lines = [
+            f"segments played again   {self.rows:,}",
+            f"largest difference      {self.deviation:.2g} nats a segment",
+            f"digests of weights      {self.digests_equal:,} of {self.rows:,} equal"
+            + ("" if self.digests_equal == self.rows else ": another machine or number of threads rounds otherwise"),
+            *(f"fault                   {fault}" for fault in self.faults),
+        ]
+        return "\n".join([*lines, "the receipt holds" if self.agrees else "the receipt doesn't hold"])
+
+
+def replay(folder: str | Path, documents: str | None = None, segments: str | None = None) -> Replay:
+    """Plays segments of a run again and compares them with its receipt.
+
+    Args:
+        folder: the run's, with `config.yaml` and `receipt.json`.
+        documents: numbers of documents, `0,2` or `0-3`; None: all.
+        segments: numbers of segments; None: all. Those before them are played too, as weights come from them.
+
+    Raises:
+        ValueError: if there is no receipt, or nothing in it to play.
+    """
+    from dynlight import fit
+    from dynlight.module import DynamicEvaluation
+    from dynlight.progress import DocumentProgress
+
+    folder = Path(folder)
+    contents = _read(folder)
+    wanted_documents, wanted_segments = _numbers("documents", documents), _numbers("segments", segments)
+    chosen = [row for row in contents["ledger"] if wanted_documents(row[0]) and wanted_segments(row[1])]
+    if not chosen:
+        raise ValueError(f"documents and segments must name rows of the receipt, got {documents} and {segments}")
+    config = fit.parse(["--config", str(folder / "config.yaml")])
+    config.trainer.logger = False
+    choices = fit.parser().instantiate(config)
+    tokenizer = choices.model.load_tokenizer()
+    loaded = choices.data.load(tokenizer)
+    seed_everything(config.seed, verbose=False)
+    module = DynamicEvaluation(choices.model.load(), tokenizer, **{name: choices[name] for name in fit.CHOICES})
+    stream = copy.copy(choices.data)
+    indices = {row[0] for row in chosen}
+    if choices.reset.every == "never":
+        needed = list(range(max(indices) + 1))
+    else:  # whole waves, as sums are in another order with other documents beside
+        needed = [each.index for wave in waves(loaded, stream.together)
+                  if indices & {each.index for each in wave} for each in wave]  # fmt: skip
+    stream.loaded = [document for document in loaded if document.index in set(needed)]
+    again = Receipt()
+    silent = DocumentProgress()
+    silent.disable()
+    last = max(row[1] for row in chosen) if len(stream.loaded) <= stream.together else None
+    fit.make_trainer(choices.trainer, [again, silent, _StopAfter(last)], folder).fit(module, stream)
+    hashes = again.contents["hashes"] | {
+        "data": hash_of_documents(loaded),
+        "config": hash_of((folder / "config.yaml").read_bytes()),
+    }
+    faults = faults_of(contents) + [
+        f"{name} is another than the receipt says"
+        for name, known in contents["hashes"].items()
+        if hashes[name] != known
+    ]
+    found = {(row[0], row[1]): row for row in again.contents["ledger"]}
+    deviation, equal = 0.0, 0
+    for row in chosen:
+        played = found.get((row[0], row[1]))
+        if played is None or played[2] != row[2]:
+            faults.append(f"document {row[0]}, segment {row[1]} was not scored again")
+            continue
+        away = abs(played[3] - row[3])
+        deviation = max(deviation, math.inf if math.isnan(away) else away)
+        equal += played[4:6] == row[4:6]
+        if not away <= _RELATIVE * max(1.0, abs(row[3])):
+            faults.append(f"document {row[0]}, segment {row[1]}: {played[3]:.6f} nats, the receipt says {row[3]:.6f}")
+    return Replay(len(chosen), tuple(faults), deviation, equal)
+
+
+class _StopAfter(Callback):
+    """Ends the reading after a segment, where no more than one wave is read."""
+
+    def __init__(self, last: int | None) -> None:
+        self._last = last
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Segment, batch_idx: int
+    ) -> None:
+        if self._last is not None and batch.cut.index >= self._last and batch.rows.start == 0:
+            trainer.should_stop = True
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    for name in ("config.yaml", "receipt.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"receipt must be the folder of a run, got {folder}; it has no {name}")
+    try:
+        contents = json.loads((folder / "receipt.json").read_text("utf-8"))
+        assert list(contents["columns"]) == list(COLUMNS)
+        assert all(len(row) == len(COLUMNS) for row in contents["ledger"])
+        first_link(contents)
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        raise ValueError(f"receipt must hold a ledger, got {folder / 'receipt.json'} without ({error!r})") from error
+    return contents
+
+
+def _numbers(name: str, given: str | None) -> Callable[[int], bool]:
+    """Whether a number is among those given as `0,2,5-7`."""
+    if given is None:
+        return lambda number: True
+    ranges = []
+    for part in given.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            raise ValueError(f"{name} must be numbers and ranges like 0,2,5-7, got {given}")
+        ranges.append(range(int(first), int(last or first) + 1))
+    return lambda number: any(number in each for each in ranges)
