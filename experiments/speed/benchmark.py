@@ -105,7 +105,7 @@ def adapt(
     lengths: tuple[float, ...] = (1.0,),
     together: int = 1,
 ) -> Result:
-    """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them: rows on disk and FLOPs included."""
+    """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them, without loggers and receipt."""
     model = make()
     stream = DocumentStream.from_texts(["-"], together=together)
     for index, length in enumerate(lengths):
