@@ -64,8 +64,9 @@ class Flops:
 class FlopCounter:
     """Measures each shape once, on a copy of the model without data (torch's `meta` device).
 
-    Memory between none and all of it needs no measurement: its cost lies on a line. The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
-    neither memory nor arithmetic. Attention runs as plain matrix products there, as fused kernels hide theirs.
+    Memory between none and all of it needs no measurement: its cost lies on a line. The copy runs the same modules in the
+    same way, so nothing is assumed about the architecture, and measuring costs neither memory nor arithmetic. Attention
+    runs as plain matrix products there, as fused kernels hide theirs.
     """
 
     def __init__(self, module: "DynamicEvaluation") -> None:
