@@ -1,7 +1,7 @@
 """A run as a scorer: what a YAML describes, built as `dynlight.fit` builds it, reading token ids."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 from transformers import DynamicCache
 
 from dynlight import fit
@@ -22,7 +20,7 @@ from dynlight.documents import Document, prefix_token
 from dynlight.module import DynamicEvaluation, check_precision
 from dynlight.progress import DocumentProgress
 from dynlight.schedule import due
-from dynlight.updates import Update
+from dynlight.updates import at_rate
 
 _DOCUMENTS = 3
 
@@ -51,7 +49,7 @@ class AuditedRun:
         self.choices = choices
         self.model = choices.model.load()
         self.prefix = prefix_token(self.tokenizer)
-        self.scorer = self._scorer(choices["update"])
+        self.scorer = self._scorer()
 
     @property
     def policy(self) -> str:
@@ -61,7 +59,8 @@ class AuditedRun:
     def knowledge(self) -> dict[str, Any]:
         """What `audit` takes besides the scorer and the policy."""
         choices = self.choices
-        rate_0 = at_rate_0(choices["update"] or partial(torch.optim.SGD, lr=0.0))
+        is_mixture = choices.rates is not None or choices.mixture is not None
+        rate_0 = {"rates": [0.0]} if is_mixture else {"update": at_rate(choices["update"] or torch.optim.SGD, 0.0)}
         return {
             "documents": self.pieces(),
             "vocabulary": self.model.config.get_text_config().vocab_size,
@@ -73,8 +72,8 @@ class AuditedRun:
             "tokenize": self._tokenize,
             "sampler": self.sample,
             "guess": self.guess,
-            "rate_0": self._scorer(rate_0),
-            "static": self._scorer(None),
+            "rate_0": self._scorer(**rate_0),
+            "static": self._scorer(update=None, rates=None, mixture=None),
             "samples": 64,
             "positions": 2,
             "seed": self.config.seed,
@@ -135,10 +134,14 @@ class AuditedRun:
 
     def _learns(self, segment: int) -> bool:
         schedule = self.choices.schedule
-        return self.choices["update"] is None or schedule.every == "never" or due(segment, schedule.every)
+        nothing = self.choices["update"] is None and self.choices.rates is None and self.choices.mixture is None
+        return nothing or schedule.every == "never" or due(segment, schedule.every)
 
-    def _scorer(self, update: Update | None) -> "RunScorer":
-        return RunScorer(self.config, self.choices, self.model, self.tokenizer, self.prefix, update)
+    def _scorer(self, **changes: Any) -> "RunScorer":
+        chosen = {name: self.choices[name] for name in fit.CHOICES} | changes
+        if chosen["rates"] is None and chosen["mixture"] is None:
+            chosen["reference"] = None  # it is no part of the score, and costs time
+        return RunScorer(self.config, chosen, self.choices, self.model, self.tokenizer, self.prefix)
 
     def _probes(self) -> list[str]:
         """Texts that the tokenizer makes tokens of; of others `Document` itself says that it can't count them."""
@@ -158,14 +161,14 @@ class RunScorer:
     """Documents of token ids → nats, by a new module and Trainer each time, as `dynlight.fit` would have it."""
 
     def __init__(
-        self, config: Namespace, choices: Namespace, model: Any, tokenizer: Any, prefix: int, update: Update | None
+        self, config: Namespace, chosen: dict[str, Any], choices: Namespace, model: Any, tokenizer: Any, prefix: int
     ) -> None:
         self._config = config
+        self._chosen = chosen
         self._choices = choices
         self._model = model
         self._tokenizer = tokenizer
         self._prefix = prefix
-        self._update = update
 
     def __call__(self, documents: list[Tokens]) -> list[list[float]]:
         collect = self.read([_document(i, tokens, self._prefix) for i, tokens in enumerate(documents)])
@@ -174,12 +177,9 @@ class RunScorer:
     def read(self, documents: list[Document]) -> "Collect":
         """Runs the Trainer over documents and returns what it committed."""
         seed_everything(self._config.seed, verbose=False)
-        chosen = {
-            name: copy.deepcopy(self._choices[name]) for name in fit.CHOICES if name not in ("update", "reference")
-        }
-        module = DynamicEvaluation(
-            copy.deepcopy(self._model), self._tokenizer, **chosen, update=self._update, reference=None
-        )
+        # Callbacks among the choices hold state; rules make it anew each time.
+        chosen = {name: value if name == "update" else copy.deepcopy(value) for name, value in self._chosen.items()}
+        module = DynamicEvaluation(copy.deepcopy(self._model), self._tokenizer, **chosen)
         stream = copy.copy(self._choices.data)
         stream.loaded = documents
         collect, silent = Collect(), DocumentProgress()
@@ -214,18 +214,6 @@ def make_scorer(arguments: Sequence[str]) -> Scorer:
     """The scorer of a run, made from nothing: what a fresh process does."""
     fit.quiet()
     return AuditedRun(arguments).scorer
-
-
-def at_rate_0(update: Update) -> Update:
-    """The same rule with learning rate 0."""
-
-    def make(weights: Iterable[Parameter]) -> Optimizer:
-        optimizer = update(weights)
-        for group in (optimizer.defaults, *optimizer.param_groups):
-            group["lr"] = 0.0
-        return optimizer
-
-    return make
 
 
 def _document(index: int, tokens: Tokens, prefix: int) -> Document:

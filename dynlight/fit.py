@@ -22,6 +22,7 @@ from dynlight.context import Context
 from dynlight.documents import Document, DocumentStream
 from dynlight.errors import ConfigFile, one_line, setting_names
 from dynlight.flops import FlopsLogger
+from dynlight.mixture import Mixture
 from dynlight.module import DynamicEvaluation, check_precision
 from dynlight.parameters import Parameters
 from dynlight.pretrained import Pretrained
@@ -65,7 +66,7 @@ around them
 """
 
 # What DynamicEvaluation takes of a configuration.
-CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip")
+CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip", "rates", "mixture")
 # What a user may set of Lightning's Trainer; the rest follows from reading each document once.
 _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
@@ -89,11 +90,13 @@ def parser() -> ArgumentParser:
     settings.add_class_arguments(DocumentStream, "data")
     settings.add_subclass_arguments(Context, "context", required=True)
     settings.add_subclass_arguments(Parameters, "parameters", default={"class_path": "dynlight.parameters.All"})
-    settings.add_argument("--update", type=Update | None, default=None)
+    settings.add_argument("--update", type=Update | list[Update] | None, default=None)
     settings.add_class_arguments(UpdateFrequency, "schedule")
     settings.add_class_arguments(ResetWeights, "reset")
     settings.add_argument("--reference", type=Literal["static"] | None, default="static")
     settings.add_argument("--clip", type=float | None, default=None)
+    settings.add_argument("--rates", type=list[float] | None, default=None)
+    settings.add_argument("--mixture", type=Mixture | None, default=None)
     theirs = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
     settings.add_class_arguments(Trainer, "trainer", skip=theirs, instantiate=False)
     settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -57,7 +58,6 @@ class Flops:
             forward=self.forward * max(1, passes),
             activation=self.activation * passes,
             weight=self.weight * passes,
-            update=self.update * passes,
         )
 
 
@@ -72,15 +72,30 @@ class FlopCounter:
     def __init__(self, module: "DynamicEvaluation") -> None:
         self._model = _without_data(module.model)
         self._weights = InPlace(self._model, module.context)
-        self._update = module.update
-        self._has_reference = module.reference is not None and module.update is not None
+        self._updates = module.updates
+        self._has_reference = module.has_reference
+        self._has_static_expert = module.has_static_expert
         self._measure = cache(self._measure_shape)
+        self._update_flops = cache(self._measure_update)
+        self._count = cache(self._count_shape)
 
-    def count(self, score: "Score") -> Flops:
-        """The FLOPs of a segment that was scored, for one of its documents."""
-        cut, learns = score.segment.cut, score.updates > 0
-        shape = (cut.context, cut.stop - cut.start)
-        return self._at_memory(*shape, score.memory_length, learns).times(score.updates)
+    def count(self, score: "Score", row: int = 0) -> Flops:
+        """The FLOPs of a segment that was scored, for one of its documents; of a mixture, those of all its experts."""
+        cut = score.segment.cut
+        learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
+        memory = min(self._weights.context.memory or 0, cut.start)
+        return self._count(cut.context, cut.stop - cut.start, memory, score.updates, learners)
+
+    def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
+        once = self._at_memory(context, scored, memory, learns=updates > 0)
+        each = once.times(updates)
+        total = {part: len(learners) * flops for part, flops in asdict(each).items()}
+        if updates:
+            total["update"] = updates * sum(self._update_flops(learner) for learner in learners)
+        total["static"] = once.static
+        if self._has_static_expert:
+            total["forward"] += once.static
+        return Flops(**total)
 
     def _at_memory(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
         full = self._weights.context.memory
@@ -117,7 +132,6 @@ class FlopCounter:
             forward=forward,
             activation=activation if learns else 0,
             weight=weight if learns else 0,
-            update=self._update_flops if learns else 0,
             static=self._static_flops(segment, kept) if self._has_reference else 0,
         )
 
@@ -139,11 +153,9 @@ class FlopCounter:
         assert memory, "only a context with memory carries one"
         return memory
 
-    @cached_property
-    def _update_flops(self) -> int:
-        assert self._update is not None, "a segment is learned from only where there is an update"
+    def _measure_update(self, expert: int) -> int:
         weights = [nn.Parameter(torch.empty_like(weight)) for weight in self._weights.learned]
-        optimizer = self._update(weights)
+        optimizer = self._updates[expert](weights)
         if isinstance(optimizer, RMSDynamic):
             optimizer.use_statistics([torch.empty_like(weight) for weight in weights])
         for group in optimizer.param_groups:
@@ -218,11 +230,12 @@ class FlopsLogger(Callback):
             self._read.add(self._running.pop(failed), sign=-1)
         if (score := pl_module.score) is None:
             return
-        flops, documents = pl_module.flop_counter.count(score), len(score.rows)
-        self._axes["tokens"] += documents * score.nats.shape[1]
-        self._axes["flops"] += documents * flops.total
-        self._costs["update_flops"] += documents * flops.update
-        self._costs["static_flops"] += documents * flops.static
+        self._axes["tokens"] += len(score.rows) * score.nats.shape[1]
+        for row in score.rows:
+            flops = pl_module.flop_counter.count(score, row)
+            self._axes["flops"] += flops.total
+            self._costs["update_flops"] += flops.update
+            self._costs["static_flops"] += flops.static
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
         series = self._series(score)

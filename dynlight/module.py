@@ -10,10 +10,12 @@ for segment in document:                        # Trainer.fit
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -24,12 +26,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynlight.context import Context
 from dynlight.flops import FlopCounter
 from dynlight.metrics import PrequentialSum
+from dynlight.mixture import Mixture
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
-from dynlight.updates import RMSDynamic, Update, make_optimizer, new_optimizer
+from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, width_scale
 from dynlight.waves import Segment
-from dynlight.weights import InPlace, Memory, Stacked, memory_length, rows_of, token_nats
+from dynlight.weights import InPlace, Stacked
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """What each expert, of those that a mixture is made of, said of a segment: the static model first, if it is one."""
+
+    nats: np.ndarray  # float32 [E, D, S]; NaN where an expert has failed
+    shares: np.ndarray  # float64 [E, D], each expert's mean weight in the mixture over the segment
+    learners: np.ndarray  # bool [learning experts, D], those that read the segment
 
 
 @dataclass(frozen=True)
@@ -38,11 +50,11 @@ class Score:
 
     segment: Segment
     rows: list[int]  # the rows that count: those of documents that have not failed
-    nats: Tensor  # fp32 [D, S]
+    nats: Tensor  # fp32 [D, S]; of a mixture float64
     static_nats: Tensor | None  # fp32 [D, S]
-    updates: int
-    memory_length: int  # positions in memory that the forward saw
+    updates: int  # made by each expert
     seconds: dict[str, float] = field(default_factory=dict)  # scoring, learning, static
+    experts: ExpertScores | None = None
 
 
 def check_precision(precision: str | int | None) -> None:
@@ -66,11 +78,15 @@ class DynamicEvaluation(LightningModule):
         tokenizer: the tokenizer of its documents.
         context: what is scored next, with what in view.
         parameters: which weights may learn (default: all).
-        update: makes the optimizer of these weights, e.g. `partial(torch.optim.SGD, lr=0.02)`; None: static evaluation.
+        update: makes the optimizer of these weights, e.g. `partial(torch.optim.SGD, lr=0.02)`; several are for a
+            mixture; None: static evaluation, or in a mixture the rules that it chooses itself.
         schedule: when to learn (default: from every segment).
         reset: when to forget (default: at each document).
         reference: `static` scores the same windows with the unlearned weights too; None saves the cost.
         clip: the largest gradient norm of a document; None: no bound.
+        rates: learning rates, each of which learns from every document by itself, in place of the update's own.
+        mixture: how the static model and the model at each rate predict together; None: as `Mixture()` where there are
+            rates, for to report the best of them would be to choose after the fact.
 
     Raises:
         ValueError: where the choices don't fit the model.
@@ -83,11 +99,13 @@ class DynamicEvaluation(LightningModule):
         *,
         context: Context,
         parameters: Parameters | None = None,
-        update: Update | None = None,
+        update: Update | Sequence[Update] | None = None,
         schedule: UpdateFrequency | None = None,
         reset: ResetWeights | None = None,
         reference: Literal["static"] | None = "static",
         clip: float | None = None,
+        rates: Sequence[float] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
         if clip is not None and not clip > 0:
@@ -98,14 +116,16 @@ class DynamicEvaluation(LightningModule):
         self.tokenizer = tokenizer
         self.context = context
         self.parameters_choice = parameters or All()
-        self.update = update
+        self.mixture = Mixture() if mixture is None and rates is not None else mixture
+        scale = self.parameters_choice.rate_scale * width_scale(model)
+        self.updates = experts(update, rates, self.mixture, scale)
         self.schedule = schedule or UpdateFrequency()
         self.reset_choice = reset or ResetWeights()
         self.reference = reference
         self.clip = clip
         # Updates are made by training_step itself: Lightning's own loop would scale the loss that callbacks see.
         self.automatic_optimization = False
-        if update is None:
+        if not self.updates:
             model.requires_grad_(False)
         else:
             self.parameters_choice.prepare(model)
@@ -114,25 +134,25 @@ class DynamicEvaluation(LightningModule):
         self.passes = 1  # updates to make from the present segment; 0: none is due. Set by UpdateFrequency.
         self.score: Score | None = None
         self.failed: dict[int, int] = {}  # document index → segment whose nats were not finite
-        self._memory: Memory = None
-        self._static_memory: Memory = None
 
     def configure_callbacks(self) -> list[Callback]:
         """The two policies; Lightning adds them to the Trainer's own callbacks."""
         return [self.reset_choice, self.schedule]
 
-    def configure_optimizers(self) -> Optimizer | None:
-        """The optimizer of the learned weights, which are where they will stay (Lightning has moved the model)."""
+    def configure_optimizers(self) -> list[Optimizer]:
+        """An optimizer for each expert's learned weights, which are where they will stay (the model has been moved)."""
         together = getattr(self.trainer.datamodule, "together", 1)  # type: ignore[attr-defined]
+        rows = max(1, len(self.updates))
         self.weights = (
-            InPlace(self.model, self.context) if together == 1 else Stacked(self.model, self.context, together)
+            InPlace(self.model, self.context)
+            if together == 1 and self.mixture is None
+            else Stacked(self.model, self.context, together, rows)
         )
+        self._begin_mixture(together)
         self._random_state = torch.get_rng_state()
-        if self.update is None:
-            return None
-        optimizer = make_optimizer(self.update, self)
-        self._unlearned_optimizer = copy.deepcopy(optimizer.state_dict())
-        return optimizer
+        self._optimizers = make_optimizers(self.updates, self)
+        self._unlearned_optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
+        return self._optimizers
 
     def setup(self, stage: str) -> None:
         self.check(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -160,16 +180,33 @@ class DynamicEvaluation(LightningModule):
                 "data.together must be 1 with reset.every never, as what is learned from one document is carried on to "
                 f"the next, got {together}"
             )
-        if self.update is not None:
-            learned = [weight for weight in self.model.parameters() if weight.requires_grad]
-            optimizer = new_optimizer(self.update, learned, together)
+        learned = [weight for weight in self.model.parameters() if weight.requires_grad]
+        stacked = f"where data.together is {together}" if together > 1 else "in a mixture" if self.mixture else None
+        for update in self.updates:
+            optimizer = new_optimizer(update, learned, stacked)
             if isinstance(optimizer, RMSDynamic):
                 optimizer.statistics.check(self.model)
 
     @property
     def update_due(self) -> bool:
         """Whether the present segment is learned from."""
-        return self.update is not None and self.passes > 0
+        return bool(self.updates) and self.passes > 0
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the unlearned model scores beside one that learns."""
+        return self.reference is not None and bool(self.updates)
+
+    @property
+    def has_static_expert(self) -> bool:
+        """Whether the static model is one of those that a mixture is made of."""
+        return self.mixture is not None and self.has_reference
+
+    @property
+    def expert_names(self) -> list[str]:
+        """What scores each document: `static` where it is part of a mixture, then each rule with its rate."""
+        learning = [f"{type(rule).__name__}(lr {rule.defaults['lr']:g})" for rule in self._optimizers]
+        return ["static"] * self.has_static_expert + learning
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
@@ -179,12 +216,11 @@ class DynamicEvaluation(LightningModule):
     @property
     def protocol(self) -> str:
         """The five choices in one line: what a number of this run means."""
-        update = "nothing (static)"
-        if (optimizer := self._optimizer) is not None:
-            update = f"{type(optimizer).__name__}(lr {optimizer.defaults['lr']:g})"
-            update += f" clipped to {self.clip:g}" if self.clip is not None else ""
+        learns = " and ".join(self.expert_names[self.has_static_expert :]) or "nothing (static)"
+        learns += f" clipped to {self.clip:g}" if self.clip is not None and self.updates else ""
+        mixed = f"{self.mixture} · " if self.mixture is not None else ""
         return (
-            f"context {self.context} · learns {self.parameters_choice} · by {update} · "
+            f"context {self.context} · learns {self.parameters_choice} · by {learns} · {mixed}"
             f"schedule {self.schedule} · reset {self.reset_choice}"
         )
 
@@ -200,48 +236,70 @@ class DynamicEvaluation(LightningModule):
     def reset(self, documents: int = 1) -> None:
         """Restores weights, optimizer state and random state of the documents that begin to what they were at first."""
         self.weights.reset(documents)
+        self._begin_mixture(documents)
         torch.set_rng_state(self._random_state)
-        if (optimizer := self._optimizer) is not None:
-            optimizer.load_state_dict(copy.deepcopy(self._unlearned_optimizer))
+        for optimizer, unlearned in zip(self._optimizers, self._unlearned_optimizers, strict=True):
+            optimizer.load_state_dict(copy.deepcopy(unlearned))
 
     def training_step(self, segment: Segment, batch_idx: int) -> None:
         """Scores the segment, commits the score, then learns from it if an update is due."""
         self.score = None
         if segment.is_first:
-            self._memory = self._static_memory = None
+            self.weights.memory = self.weights.static_memory = None
         if self._running(segment):
-            optimizer = self._optimizer
-            with self.weights.rows(segment, optimizer):
-                self._score_and_learn(segment, optimizer)
+            with self.weights.rows(segment, self._optimizers):
+                self._score_and_learn(segment)
 
-    def _score_and_learn(self, segment: Segment, optimizer: Optimizer | None) -> None:
+    def _score_and_learn(self, segment: Segment) -> None:
         began = self._now()
-        static_nats = self._score_static(segment)
+        static_nats = self.weights.score_static(segment) if self.has_reference else None
         referred = self._now()
-        memory = rows_of(self._memory, segment.rows)
         with torch.set_grad_enabled(self.update_due):
-            logits, kept = self.weights.read(segment, memory)
-            nats = token_nats(logits, segment.targets)
-        committed = nats.detach()
-        if self.reference is not None and self.update is None:
+            nats, memory = self.weights.score(segment)
+        committed, by_expert = self._commit(segment, nats.detach(), static_nats)
+        if self.reference is not None and not self.updates:
             static_nats = committed  # nothing is ever learned: the reference is the run itself
         self._stop_failed(segment, committed, static_nats)
         if not (rows := self._running(segment)):
             return
         scored = self._now()
-        updates = self._learn(segment, nats, memory, optimizer) if optimizer is not None and self.update_due else 0
+        updates = self._learn(segment, nats) if self.update_due and len(nats) else 0
         seconds = {"static": referred - began, "scoring": scored - referred, "learning": self._now() - scored}
-        if segment.rows.start == 0:  # those who go on; a group that ends here leaves the others' memory alone
-            self._memory = kept
-        self.score = Score(segment, rows, committed, static_nats, updates, memory_length(memory), seconds)
+        self.weights.memory = memory
+        self.score = Score(segment, rows, committed, static_nats, updates, seconds, by_expert)
         self._sum(self.score)
+        if self.mixture is not None:
+            self._drop_failed_experts(segment, nats.detach())
 
-    @property
-    def _optimizer(self) -> Optimizer | None:
-        # Not Lightning's wrapper of it, which calls hooks that nothing here uses: a segment is short.
-        optimizer = None if self.update is None else self.optimizers(use_pl_optimizer=False)
-        assert not isinstance(optimizer, list), "configure_optimizers makes one at most"
-        return optimizer
+    def _commit(
+        self, segment: Segment, nats: Tensor, static_nats: Tensor | None
+    ) -> tuple[Tensor, ExpertScores | None]:
+        """The nats [D, S] that count, from those of all rows [R, S]: their own, or the mixture's."""
+        if self.mixture is None:
+            return nats, None
+        documents, scored = segment.targets.shape
+        by_expert = nats.new_full((len(self.updates), documents, scored), float("nan"))
+        experts, rows = np.array(self.weights.owners, dtype=np.int64).reshape(-1, 2).T
+        rows = rows - segment.rows.start
+        by_expert[experts, rows] = nats
+        if static_nats is not None:
+            by_expert = torch.cat([static_nats[None], by_expert])
+        found = by_expert.cpu().numpy()
+        mixed, shares, after = self.mixture.predict(self._log_weights[:, segment.rows], found)
+        self._log_weights[:, segment.rows] = after
+        learners = np.zeros((len(self.updates), documents), dtype=bool)
+        learners[experts, rows] = True
+        return torch.from_numpy(mixed), ExpertScores(found, shares, learners)
+
+    def _begin_mixture(self, documents: int) -> None:
+        if self.mixture is not None:
+            self._log_weights = self.mixture.prior(len(self.updates) + self.has_static_expert, documents)
+
+    def _drop_failed_experts(self, segment: Segment, nats: Tensor) -> None:
+        """Takes out the rows whose nats are not finite; documents that end here leave by themselves."""
+        finite = torch.isfinite(nats).all(dim=1).tolist()
+        if segment.rows.start == 0 and not all(finite):
+            self.weights.drop([row for row, is_finite in enumerate(finite) if not is_finite], self._optimizers)
 
     def _running(self, segment: Segment) -> list[int]:
         """Rows of the segment whose documents have not failed."""
@@ -261,26 +319,16 @@ class DynamicEvaluation(LightningModule):
         if score.static_nats is not None:
             self.static.update(score.static_nats[counts], nbytes)
 
-    def _score_static(self, segment: Segment) -> Tensor | None:
-        if self.reference is None or self.update is None:
-            return None
-        logits, kept = self.weights.read_static(segment, rows_of(self._static_memory, segment.rows))
-        if segment.rows.start == 0:
-            self._static_memory = kept
-        return token_nats(logits, segment.targets)
-
-    def _learn(self, segment: Segment, nats: Tensor, memory: Memory, optimizer: Optimizer) -> int:
+    def _learn(self, segment: Segment, nats: Tensor) -> int:
         """Makes the updates that are due; the first learns from the very forward that gave the score."""
         for repeat in range(self.passes):
             if repeat > 0:
-                logits, _ = self.weights.read(segment, memory)
-                nats = token_nats(logits, segment.targets)
-            # A mean over the segment's tokens, a sum over documents: each document's gradient is its own.
+                nats, _ = self.weights.score(segment)
+            # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
             self.manual_backward(nats.mean(dim=1).sum())
             if self.clip is not None:
                 self.weights.clip_gradients(self.clip)
-            optimizer.step()
-            self.weights.clear_gradients()
+            self.weights.step(self._optimizers)
         return self.passes
 
     def _now(self) -> float:

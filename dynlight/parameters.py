@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 class Parameters(ABC):
     """Says which weights of a model may learn."""
 
+    rate_scale = 1.0  # how much larger than those of the model's own weights the usual rates are
+
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
         """Leaves `requires_grad` true on exactly the weights that may learn, and these in fp32."""
@@ -48,6 +50,8 @@ class LoRA(Parameters):
     Raises:
         ValueError: if a number is out of range, or no module of the model matches `targets`.
     """
+
+    rate_scale = 10.0  # with B at zero, A doesn't learn at first
 
     def __init__(
         self,

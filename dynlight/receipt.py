@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from dynlight.waves import Segment, waves
-from dynlight.weights import Stacked
+from dynlight.weights import InPlace, Stacked, as_index
 
 if TYPE_CHECKING:
     from dynlight.documents import Document
@@ -106,15 +106,19 @@ def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
     all bytes would take as long as half the learning; this takes as long as reading them once. No single weight can
     change without it, nor can many unless their changes cancel to the last bit.
     """
-    learned = [weight.detach() for weight in pl_module.weights.learned]
-    documents = rows.stop - rows.start
+    weights = pl_module.weights
+    learned = [weight.detach() for weight in weights.learned]
+    documents = range(rows.start, rows.stop)
     if not learned:
-        return [hash_of(b"")[:16]] * documents
-    if isinstance(pl_module.weights, Stacked):
-        sums = torch.stack([_sums_of_bits(weight[rows].flatten(1)) for weight in learned], dim=1)
-    else:
+        return [hash_of(b"")[:16] for _ in documents]
+    if isinstance(weights, InPlace):
         sums = torch.cat([_sums_of_bits(weight.reshape(1, -1)) for weight in learned]).view(1, -1)
-    return [hash_of(row.tobytes())[:16] for row in sums.cpu().numpy()]
+        return [hash_of(sums.cpu().numpy().tobytes())[:16]]
+    its = [[row for row, (_, owner) in enumerate(weights.owners) if owner == document] for document in documents]
+    wanted = as_index([row for own in its for row in own])
+    sums = torch.stack([_sums_of_bits(weight[wanted].flatten(1)) for weight in learned], dim=1)
+    found = iter(sums.cpu().numpy())
+    return [hash_of(b"".join(next(found).tobytes() for _ in own))[:16] for own in its]
 
 
 def _state(pl_module: "DynamicEvaluation") -> list[tuple[int, int]] | None:

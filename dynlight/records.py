@@ -97,7 +97,7 @@ class Records(Callback):
                 self._parts[document.index] = _Part(document, self._rows)
             part = self._parts[document.index]
             if score is not None and row in score.rows:
-                part.add(score, pl_module.flop_counter.count(score), row)
+                part.add(score, pl_module.flop_counter.count(score, row), row)
         for document in batch.finished:
             self._parts.pop(document.index).close()
 
@@ -116,7 +116,7 @@ class Records(Callback):
             "seconds": time.perf_counter() - self._began,
             "peak_memory_bytes": _peak_memory(pl_module.device),
             "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
-            "learned_parameters": sum(weight.numel() for weight in pl_module.weights.learned),
+            "learned_parameters": sum(weight.numel() for weight in pl_module.weights.initial),
             "device": str(pl_module.device),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("dynlight", "torch", "lightning", "transformers", "peft")},

@@ -31,30 +31,117 @@ Update = Callable[[Iterable[Parameter]], Optimizer]
 _ELEMENTWISE = "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSDynamic RMSprop Rprop SGD".split()
 
 
-def make_optimizer(update: Update, module: "DynamicEvaluation") -> Optimizer:
-    """The optimizer of the module's learned weights, ready to step.
+# Rates to try where none is given, a decade a rule, for models as small as `tiny-books`; see `usual_rates`.
+_USUAL_RATES = {
+    "SGD ASGD": (0.03, 0.1, 0.3),
+    "Adam AdamW Adamax NAdam RAdam": (1e-4, 3e-4, 1e-3),
+    "RMSprop RMSDynamic": (3e-5, 1e-4, 3e-4),
+    "Adagrad": (3e-4, 1e-3, 3e-3),
+    "Adadelta": (0.1, 0.3, 1.0),
+    "Rprop": (1e-5, 3e-5, 1e-4),
+}
+_USUAL_WIDTH = 256
+
+
+def experts(
+    update: Update | Sequence[Update] | None,
+    rates: Sequence[float] | None,
+    mixture: object | None,
+    scale: float,
+) -> list[Update]:
+    """The rules that learn from each document, each by itself.
+
+    Args:
+        update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do.
+        rates: learning rates in place of the rules' own; None: with a mixture the usual ones.
+        mixture: what the rules predict together by; None: there is one rule at most, at its own rate.
+        scale: of the usual rates.
 
     Raises:
-        ValueError: if the rule cannot learn from one gradient a step, or refuses these weights.
+        ValueError: if there are several rules and no mixture, or a rate is none.
     """
-    optimizer = new_optimizer(update, module.weights.learned)
-    if isinstance(optimizer, RMSDynamic):
-        optimizer.use_statistics(optimizer.statistics.load_or_collect(module))
-    for group in optimizer.param_groups:
-        # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
-        if "fused" in group and group["fused"] is None and not group.get("foreach"):
-            group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
-        elif group.get("foreach", True) is None:
-            group["foreach"] = True
-    return optimizer
+    rules = list(update) if isinstance(update, Sequence) else [] if update is None else [update]
+    if mixture is None:
+        if len(rules) > 1:
+            raise ValueError(f"update must be one rule where nothing is mixed, got {len(rules)}; set mixture: {{}}")
+        return rules
+    if rates is not None:
+        if not rates or len(set(rates)) < len(rates):
+            raise ValueError(f"rates must be different learning rates, at least one, got {list(rates)}")
+        if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:
+            raise ValueError(f"rates must be at least 0 and finite, got {wrong[0]}")
+    rules = rules or [torch.optim.SGD, torch.optim.Adam]
+    return [at_rate(rule, rate) for rule in rules for rate in rates or usual_rates(rule, scale)]
 
 
-def new_optimizer(update: Update, weights: Sequence[Parameter], together: int = 1) -> Optimizer:
+def usual_rates(update: Update, scale: float = 1.0) -> list[float]:
+    """Three rates, a decade wide, that suit a rule on a small model, times `scale`.
+
+    Raises:
+        ValueError: if the rule is not elementwise.
+    """
+    name = type(new_optimizer(update, [Parameter(torch.zeros(1, 1))], "in a mixture")).__name__
+    (rates,) = (rates for names, rates in _USUAL_RATES.items() if name in names.split())
+    return [float(f"{scale * rate:.2g}") for rate in rates]
+
+
+def width_scale(model: nn.Module) -> float:
+    """What the usual rates of a small model are multiplied by for a wider one: min(1, 256 / width).
+
+    The best rate falls with the width (Yang et al. 2022, arXiv 2203.03466); where exactly it lies is left to the mixture.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    return min(1.0, _USUAL_WIDTH / embeddings.embedding_dim)
+
+
+def at_rate(update: Update, rate: float) -> Update:
+    """The same rule with another learning rate."""
+
+    def make(weights: Iterable[Parameter]) -> Optimizer:
+        optimizer = update(weights)
+        for group in (optimizer.defaults, *optimizer.param_groups):
+            group["lr"] = rate
+        return optimizer
+
+    return make
+
+
+def make_optimizers(updates: Sequence[Update], module: "DynamicEvaluation") -> list[Optimizer]:
+    """The optimizer of each expert's weights, ready to step.
+
+    Raises:
+        ValueError: if a rule cannot learn from one gradient a step, or refuses these weights.
+    """
+    collected: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
+    optimizers = []
+    for update, weights in zip(updates, module.weights.experts, strict=False):  # static evaluation has no updates
+        optimizer = new_optimizer(update, weights)
+        if isinstance(optimizer, RMSDynamic):
+            corpus = repr(optimizer.statistics)
+            if corpus not in collected:
+                collected[corpus] = optimizer.statistics.load_or_collect(module)
+            optimizer.use_statistics(collected[corpus], module.weights.initial)
+        for group in optimizer.param_groups:
+            # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
+            if "fused" in group and group["fused"] is None and not group.get("foreach"):
+                group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
+            elif group.get("foreach", True) is None:
+                group["foreach"] = True
+        optimizers.append(optimizer)
+    return optimizers
+
+
+def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | None = None) -> Optimizer:
     """The rule applied to weights, which need no data.
+
+    Args:
+        update: the rule.
+        weights: what it is to change.
+        stacked: why weights of several documents or rates are stacked in one tensor, if they are.
 
     Raises:
         ValueError: if it is none that makes a step from one dense gradient, refuses its settings or these weights, or
-            would couple documents that are read together.
+            would couple what is stacked.
     """
     try:
         optimizer = update(weights)
@@ -71,10 +158,10 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], together: int = 
             f"update.class_path must be a rule that makes a step from one dense gradient, got "
             f"{type(optimizer).__name__}; choose SGD, Adam, AdamW, RMSprop or RMSDynamic"
         )
-    if together > 1 and type(optimizer).__name__ not in _ELEMENTWISE:
+    if stacked and type(optimizer).__name__ not in _ELEMENTWISE:
         raise ValueError(
-            f"update.class_path must be a rule that treats each weight by itself where data.together is {together}, "
-            f"got {type(optimizer).__name__}; choose one of {', '.join(_ELEMENTWISE)}, or data.together: 1"
+            f"update.class_path must be a rule that treats each weight by itself {stacked}, got "
+            f"{type(optimizer).__name__}; choose one of {', '.join(_ELEMENTWISE)}, or data.together: 1 and one rate"
         )
     if not math.isfinite(rate := optimizer.defaults.get("lr", 0.0)):
         raise ValueError(f"update.lr must be finite, got {rate}")
@@ -206,7 +293,7 @@ class RMSDynamic(Optimizer):
     def __init__(
         self,
         params: Iterable[Parameter],
-        lr: float,
+        lr: float = 1e-4,
         decay: float = 0.0,
         epsilon: float = 1e-3,
         statistics: GradientStatistics | None = None,
@@ -222,12 +309,16 @@ class RMSDynamic(Optimizer):
         super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
 
     @torch.no_grad()
-    def use_statistics(self, mean_squares: Sequence[Tensor]) -> None:
-        """Sets MS, one tensor a weight in the order of the parameters, and takes the present weights as θ0."""
+    def use_statistics(self, mean_squares: Sequence[Tensor], initial: Sequence[Tensor] | None = None) -> None:
+        """Sets MS and θ0, a tensor each for every weight, in the order of the parameters.
+
+        Without `initial`, the present weights are θ0.
+        """
         mean = torch.stack([value.mean() for value in mean_squares]).mean()
         weights = [weight for group in self.param_groups for weight in group["params"]]
-        for weight, value in zip(weights, mean_squares, strict=True):
-            self.state[weight] = {"initial": weight.detach().clone(), "mean_square": value, "relative": value / mean}
+        initial = [weight.detach().clone() for weight in weights] if initial is None else initial
+        for weight, value, unlearned in zip(weights, mean_squares, initial, strict=True):
+            self.state[weight] = {"initial": unlearned, "mean_square": value, "relative": value / mean}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

@@ -1,15 +1,19 @@
 """Where the learned weights of the documents live, and the forward that reads a segment with them.
 
-Two ways behind one interface (`learned`, `rows`, `read`, `read_static`, `clip_gradients`, `clear_gradients`, `reset`):
+Two ways behind one interface (`learned`, `experts`, `memory`, `rows`, `score`, `score_static`, `clip_gradients`, `step`,
+`reset`):
 
 - `InPlace`: the model's own parameters learn, one document at a time; works with any model, `torch.compile` and
   sharding.
-- `Stacked`: a document axis in front of every learned weight, for many documents at once; frozen weights are shared.
+- `Stacked`: an axis of rows in front of every learned weight, for many documents at once, or one document learned from
+  at many rates; frozen weights are shared.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +29,7 @@ from dynlight.context import Context
 from dynlight.waves import Segment
 
 # Keys and values, a pair a block, detached, documents in front: [D, heads, positions, head width], or
-# [D, 1, heads, positions, head width] where each document was read with weights of its own.
+# [R, 1, heads, positions, head width] where each row was read with weights of its own.
 Memory = list[tuple[Tensor, Tensor]] | None
 
 
@@ -40,13 +44,6 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
 def memory_length(memory: Memory) -> int:
     """Positions held in memory."""
     return memory[0][0].shape[-2] if memory else 0
-
-
-def rows_of(memory: Memory, rows: slice) -> Memory:
-    """The memory of some of the documents."""
-    if not memory or (rows.start == 0 and rows.stop == len(memory[0][0])):
-        return memory
-    return [(keys[rows], values[rows]) for keys, values in memory]
 
 
 def read(model: PreTrainedModel, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
@@ -88,11 +85,14 @@ class InPlace:
         self.model = model
         self.context = context
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.experts = [self.learned]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
+        self.memory: Memory = None
+        self.static_memory: Memory = None
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
     @contextmanager
-    def rows(self, segment: Segment, optimizer: Optimizer | None) -> Iterator[None]:
+    def rows(self, segment: Segment, optimizers: Sequence[Optimizer]) -> Iterator[None]:
         """Nothing to choose: one document is all there is."""
         yield
 
@@ -100,20 +100,32 @@ class InPlace:
         """Logits [D, S, V] and next memory of a segment under the learned weights."""
         return read(self.model, segment, memory, self.context)
 
+    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
+        """Nats [1, S] of a segment under the learned weights, and the memory to go on with."""
+        logits, kept = self.read(segment, self.memory)
+        return token_nats(logits, segment.targets), kept
+
     @torch.no_grad()
     def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
         """Logits and next memory of a segment under θ0; not to be called between a forward and its backward."""
         with self._unlearned():
             return read(self.model, segment, memory, self.context)
 
-    def clear_gradients(self) -> None:
-        """Forgets the gradients of the last backward."""
-        for weight in self.learned:
-            weight.grad = None
+    def score_static(self, segment: Segment) -> Tensor:
+        """Nats [1, S] of a segment under θ0, whose memory goes on by itself."""
+        logits, self.static_memory = self.read_static(segment, self.static_memory)
+        return token_nats(logits, segment.targets)
 
     def clip_gradients(self, norm: float) -> None:
         """Scales the document's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
         torch.nn.utils.clip_grad_norm_(self.learned, norm)
+
+    def step(self, optimizers: Sequence[Optimizer]) -> None:
+        """One update from the gradients of the last backward, which are then forgotten."""
+        for optimizer in optimizers:
+            optimizer.step()
+        for weight in self.learned:
+            weight.grad = None
 
     @torch.no_grad()
     def reset(self, documents: int = 1) -> None:
@@ -142,23 +154,33 @@ class InPlace:
 
 
 class Stacked:
-    """Learned weights with a document axis in front: [documents, *shape] each.
+    """Learned weights with an axis of rows in front, [rows, *shape] each: a row for each document of a wave, or, with
+    several experts (the same document learned from in several ways), one for each expert of each document.
 
-    The forward is mapped over that axis (`torch.func.vmap` of `functional_call`); the model's own parameters stay θ0
-    and are what the static reference reads with, all documents in one batch. An elementwise optimizer updates all
-    documents in one step. Of the documents of a wave those still running are a prefix: `rows` narrows weights and
-    optimizer state to it, so a finished document costs nothing.
+    The forward is mapped over the rows (`torch.func.vmap` of `functional_call`); the model's own parameters stay θ0 and
+    are what the static reference reads with, all documents in one batch. Rows lie expert by expert, so that each
+    expert's optimizer, which must be elementwise, updates its rows of all documents in one step:
+
+        rows of 2 experts and a wave of 3 documents     e0 d0 · e0 d1 · e0 d2 · e1 d0 · e1 d1 · e1 d2
+        when document 2 has ended                       e0 d0 · e0 d1 · e1 d0 · e1 d1
+        when expert 1 of document 0 has failed          e0 d0 · e0 d1 · e1 d1
+
+    A row that is not needed any more is taken out of weights, memory and optimizer state, and costs nothing.
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context, documents: int) -> None:
+    def __init__(self, model: PreTrainedModel, context: Context, documents: int, experts: int = 1) -> None:
         self.model = model
         self.context = context
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._names = list(own)
-        self._initial = [parameter.detach() for parameter in own.values()]
-        self._storage = [parameter.detach().repeat(documents, *[1] * parameter.ndim) for parameter in own.values()]
+        self.initial = [parameter.detach() for parameter in own.values()]
+        rows = documents * experts
+        self._storage = [initial.repeat(rows, *[1] * initial.ndim) for initial in self.initial]
         self.learned = [nn.Parameter(storage) for storage in self._storage]
-        self._running: int | None = None  # rows that weights and optimizer state are narrowed to, where that is known
+        self.experts = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(experts)]
+        self.memory: Memory = None
+        self.static_memory: Memory = None
+        self._begin(documents)
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         model.set_attn_implementation(FOLDED)
         for module in model.modules():
@@ -166,33 +188,44 @@ class Stacked:
                 _hold_padding_still(module, module.padding_idx)
 
     @contextmanager
-    def rows(self, segment: Segment, optimizer: Optimizer | None) -> Iterator[None]:
-        """Weights and optimizer state of the segment's documents only.
+    def rows(self, segment: Segment, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+        """Weights, memory and optimizer state of the segment's documents only.
 
-        A group that ends here is put back behind, so that the others find everything as it was; the group that comes
-        last at a position (from row 0 on) is the one that goes on, and stays.
+        A group of documents that ends here is put back behind, so that the others find everything as it was; the group
+        that comes last at a position (from document 0 on) is the one that goes on, and stays.
         """
         goes_on = segment.rows.start == 0
-        if goes_on and self._running == segment.rows.stop:
+        if goes_on and segment.rows.stop == self._running:
             yield
             return
-        self._running = segment.rows.stop if goes_on else None
-        weights = [weight.data for weight in self.learned]
-        states = [dict(optimizer.state[weight]) if optimizer else {} for weight in self.learned]
-        for weight, all_rows, state in zip(self.learned, weights, states, strict=True):
-            weight.data = all_rows[segment.rows]
-            if optimizer:
-                optimizer.state[weight] = {key: _narrow(value, all_rows, segment.rows) for key, value in state.items()}
-        yield
+        keep = [row for row, (_, document) in enumerate(self.owners) if document in _range(segment.rows)]
         if goes_on:
+            self._running = segment.rows.stop
+            self.static_memory = _rows_of(self.static_memory, segment.rows)
+            self._take(keep, optimizers, in_storage=True)
+            yield
             return
-        for weight, all_rows, state in zip(self.learned, weights, states, strict=True):
-            weight.data = all_rows
-            if optimizer:
-                optimizer.state[weight] = state
+        owners, memory, static_memory = self.owners, self.memory, self.static_memory
+        weights = [weight.data for weight in self.learned]
+        states = [[dict(optimizer.state[weight]) for weight in own] for _, own, optimizer in self._each(optimizers)]
+        self.static_memory = _rows_of(self.static_memory, segment.rows)
+        self._take(keep, optimizers)
+        yield
+        for weight, before in zip(self.learned, weights, strict=True):
+            if isinstance(index := as_index(keep), Tensor):  # else they are the same memory
+                before[index] = weight.data  # what was learned last, for those who look at it afterwards
+            weight.data = before
+        self.owners, self.memory, self.static_memory = owners, memory, static_memory
+        for (_, own, optimizer), before in zip(self._each(optimizers), states, strict=True):
+            optimizer.state.update(zip(own, before, strict=True))
+        self._bind()
+
+    def drop(self, rows: Collection[int], optimizers: Sequence[Optimizer]) -> None:
+        """Takes rows out for good: those of experts that have failed."""
+        self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
     def read(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
-        """Logits [D, S, V] and next memory (a document axis in front) under each document's own weights."""
+        """Logits [R, S, V] and next memory (an axis of rows in front), each row under its own weights."""
         if not self.learned:
             return read(self.model, segment, memory, self.context)
 
@@ -203,8 +236,15 @@ class Stacked:
 
         weights = dict(zip(self._names, self.learned, strict=True))
         mapped = (0, 0, None) if memory is None else (0, 0, 0)
-        logits, kept = vmap(one, in_dims=mapped)(weights, segment.inputs, memory)
+        logits, kept = vmap(one, in_dims=mapped)(weights, self._spread(segment.inputs, segment), memory)
         return logits.squeeze(1), kept or None
+
+    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
+        """Nats [R, S] of a segment, each row under its own weights, and the memory to go on with."""
+        if not self.owners:
+            return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
+        logits, kept = self.read(segment, self.memory)
+        return token_nats(logits, self._spread(segment.targets, segment)), kept
 
     @torch.no_grad()
     def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
@@ -217,25 +257,81 @@ class Stacked:
             for adapter in self._adapters:
                 adapter._disable_adapters = False
 
-    def clear_gradients(self) -> None:
-        """Forgets the gradients of the last backward."""
-        for weight in self.learned:
-            weight.grad = None
+    def score_static(self, segment: Segment) -> Tensor:
+        """Nats [D, S] of a segment under θ0, whose memory goes on by itself."""
+        logits, self.static_memory = self.read_static(segment, self.static_memory)
+        return token_nats(logits, segment.targets)
 
     def clip_gradients(self, norm: float) -> None:
-        """Scales each document's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
+        """Scales each row's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
         gradients = [weight.grad for weight in self.learned if weight.grad is not None]
         squares = torch.stack([gradient.flatten(1).pow(2).sum(dim=1) for gradient in gradients])
         scale = (norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
+    def step(self, optimizers: Sequence[Optimizer]) -> None:
+        """One update of each expert from the gradients of the last backward, which are then forgotten."""
+        for rows, own, optimizer in self._each(optimizers):
+            if rows.start == rows.stop:
+                continue
+            for weight, stack in zip(own, self.learned, strict=True):
+                weight.grad = None if stack.grad is None else stack.grad[rows]
+            optimizer.step()
+            for weight in own:
+                weight.grad = None
+        for stack in self.learned:
+            stack.grad = None
+
     @torch.no_grad()
     def reset(self, documents: int) -> None:
         """θ ← θ0 for the documents of a new wave."""
-        for weight, storage, initial in zip(self.learned, self._storage, self._initial, strict=True):
-            weight.data = storage[:documents].copy_(initial)
-        self._running = None
+        rows = documents * len(self.experts)
+        for weight, storage, initial in zip(self.learned, self._storage, self.initial, strict=True):
+            weight.data = storage[:rows].copy_(initial)
+        self._begin(documents)
+
+    def _begin(self, documents: int) -> None:
+        self._running = documents  # of the wave, always its first ones
+        self.owners = [(expert, document) for expert in range(len(self.experts)) for document in range(documents)]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Points each expert's weights at its rows."""
+        counts = Counter(expert for expert, _ in self.owners)
+        stops = list(accumulate(counts[expert] for expert in range(len(self.experts))))
+        self._spans = [slice(stop - counts[expert], stop) for expert, stop in enumerate(stops)]
+        for own, rows in zip(self.experts, self._spans, strict=True):
+            for weight, stack in zip(own, self.learned, strict=True):
+                weight.data = stack.data[rows]
+
+    @torch.no_grad()
+    def _take(self, keep: list[int], optimizers: Sequence[Optimizer], in_storage: bool = False) -> None:
+        """Narrows everything that has rows to some of them."""
+        for rows, own, optimizer in self._each(optimizers):
+            its = as_index([row - rows.start for row in keep if row in _range(rows)])
+            for weight in own:
+                state = optimizer.state[weight]
+                optimizer.state[weight] = {key: _narrow(value, weight, its) for key, value in state.items()}
+        index = as_index(keep)
+        for weight, storage in zip(self.learned, self._storage, strict=True):
+            taken = weight.data[index]
+            # A copy goes to where the rows were at first, so that the memory of those taken out is not held twice.
+            is_copy = isinstance(index, Tensor) and in_storage
+            weight.data = storage[: len(keep)].copy_(taken) if is_copy else taken
+        self.memory = _rows_of(self.memory, index)
+        self.owners = [self.owners[row] for row in keep]
+        self._bind()
+
+    def _each(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
+        """Each expert's rows and weights with its optimizer; nothing in static evaluation, which has none."""
+        return list(zip(self._spans, self.experts, optimizers, strict=True)) if optimizers else []
+
+    def _spread(self, values: Tensor, segment: Segment) -> Tensor:
+        """What the documents of a segment have, [D, …], for each of their rows, [R, …]."""
+        if len(self.experts) == 1 and len(self.owners) == len(values):
+            return values
+        return values[[document - segment.rows.start for _, document in self.owners]]
 
 
 class _WithWeights:
@@ -257,9 +353,27 @@ def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
     )
 
 
-def _narrow(value: Any, all_rows: Tensor, rows: slice) -> Any:
-    """The rows of one entry of an optimizer's state; what documents share (a step count, statistics) is copied whole."""
+def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
+    """The memory of some of the rows."""
+    return [(keys[rows], values[rows]) for keys, values in memory] if memory else memory
+
+
+def _range(rows: slice) -> range:
+    return range(rows.start, rows.stop)
+
+
+def as_index(rows: Sequence[int]) -> slice | Tensor:
+    """Row numbers as an index: as a slice where they are neighbours, which needs no copy."""
+    if not rows:
+        return slice(0, 0)
+    neighbours = range(rows[0], rows[0] + len(rows))
+    return slice(neighbours.start, neighbours.stop) if list(rows) == list(neighbours) else torch.tensor(rows)
+
+
+def _narrow(value: Any, weight: Tensor, rows: slice | Tensor) -> Any:
+    """The rows of one entry of an optimizer's state; what all rows share (a step count, statistics) is no row's own."""
     if not isinstance(value, Tensor):
         return value
-    has_rows = value.ndim == all_rows.ndim and value.shape[1:] == all_rows.shape[1:]
-    return value[rows] if has_rows else value.clone()
+    if value.ndim == 0:
+        return value.clone()  # a step count goes on by itself
+    return value[rows] if value.shape == weight.shape else value

@@ -37,9 +37,8 @@ def counter(architecture, parameters=None, context=None, update=None, reference=
 
 
 def measure(counter, context=0, scored=16, memory=0, updates=1):
-    score = SimpleNamespace(
-        segment=SimpleNamespace(cut=Cut(0, 0, scored, context)), memory_length=memory, updates=updates
-    )
+    cut = Cut(0, memory, memory + scored, context)
+    score = SimpleNamespace(segment=SimpleNamespace(cut=cut), updates=updates, experts=None)
     return counter.count(score)
 
 
