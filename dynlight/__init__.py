@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from dynlight.context import Context, Overlapping, TransformerXL
     from dynlight.documents import Document, DocumentStream
     from dynlight.flops import FlopsLogger
+    from dynlight.mixture import Mixture
     from dynlight.module import DynamicEvaluation
     from dynlight.parameters import All, LoRA, Matching, Parameters
     from dynlight.pretrained import Pretrained
@@ -28,6 +29,7 @@ _MODULES = {
     "GradientStatistics": "updates",
     "LoRA": "parameters",
     "Matching": "parameters",
+    "Mixture": "mixture",
     "Overlapping": "context",
     "Parameters": "parameters",
     "Pretrained": "pretrained",

@@ -55,9 +55,9 @@ class Mixture:
             log_weights: ln w after the segment, float64 [E, D].
         """
         chances = -nats.astype(np.float64)
-        finite = np.isfinite(chances)
-        healthy = np.logical_and.accumulate(finite, axis=2)  # up to and with this token
-        fit = np.concatenate([np.ones_like(healthy[:, :, :1]), healthy[:, :, :-1]], axis=2) & ~np.isnan(chances)
+        was_healthy = np.isfinite(log_weights)[:, :, None]
+        healthy = was_healthy & np.logical_and.accumulate(np.isfinite(chances), axis=2)  # up to and with this token
+        fit = np.concatenate([was_healthy, healthy[:, :, :-1]], axis=2) & ~np.isnan(chances)
         chances = np.where(fit, chances, -np.inf)
         mixed = np.empty(nats.shape[1:])
         shares = np.zeros(nats.shape[:2])
