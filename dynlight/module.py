@@ -150,9 +150,9 @@ class DynamicEvaluation(LightningModule):
         )
         self._begin_mixture(together)
         self._random_state = torch.get_rng_state()
-        self._optimizers = make_optimizers(self.updates, self)
-        self._unlearned_optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
-        return self._optimizers
+        self.optimizer_of_each_expert = make_optimizers(self.updates, self)
+        self._unlearned_optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizer_of_each_expert]
+        return self.optimizer_of_each_expert
 
     def setup(self, stage: str) -> None:
         self.check(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -205,7 +205,7 @@ class DynamicEvaluation(LightningModule):
     @property
     def expert_names(self) -> list[str]:
         """What scores each document: `static` where it is part of a mixture, then each rule with its rate."""
-        learning = [f"{type(rule).__name__}(lr {rule.defaults['lr']:g})" for rule in self._optimizers]
+        learning = [f"{type(rule).__name__}(lr {rule.defaults['lr']:g})" for rule in self.optimizer_of_each_expert]
         return ["static"] * self.has_static_expert + learning
 
     @cached_property
@@ -238,7 +238,7 @@ class DynamicEvaluation(LightningModule):
         self.weights.reset(documents)
         self._begin_mixture(documents)
         torch.set_rng_state(self._random_state)
-        for optimizer, unlearned in zip(self._optimizers, self._unlearned_optimizers, strict=True):
+        for optimizer, unlearned in zip(self.optimizer_of_each_expert, self._unlearned_optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(unlearned))
 
     def training_step(self, segment: Segment, batch_idx: int) -> None:
@@ -247,7 +247,7 @@ class DynamicEvaluation(LightningModule):
         if segment.is_first:
             self.weights.memory = self.weights.static_memory = None
         if self._running(segment):
-            with self.weights.rows(segment, self._optimizers):
+            with self.weights.rows(segment, self.optimizer_of_each_expert):
                 self._score_and_learn(segment)
 
     def _score_and_learn(self, segment: Segment) -> None:
@@ -299,7 +299,7 @@ class DynamicEvaluation(LightningModule):
         """Takes out the rows whose nats are not finite; documents that end here leave by themselves."""
         finite = torch.isfinite(nats).all(dim=1).tolist()
         if segment.rows.start == 0 and not all(finite):
-            self.weights.drop([row for row, is_finite in enumerate(finite) if not is_finite], self._optimizers)
+            self.weights.drop([row for row, is_finite in enumerate(finite) if not is_finite], self.optimizer_of_each_expert)
 
     def _running(self, segment: Segment) -> list[int]:
         """Rows of the segment whose documents have not failed."""
@@ -328,7 +328,7 @@ class DynamicEvaluation(LightningModule):
             self.manual_backward(nats.mean(dim=1).sum())
             if self.clip is not None:
                 self.weights.clip_gradients(self.clip)
-            self.weights.step(self._optimizers)
+            self.weights.step(self.optimizer_of_each_expert)
         return self.passes
 
     def _now(self) -> float:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,14 +48,23 @@ SCHEMAS = {
         + [("nats", pa.float32()), ("static_nats", pa.float32())]
     ),
 }
+# Of a mixture: what each expert said of a segment, and of each token.
+_MIXTURE_SCHEMAS = {
+    "tokens": SCHEMAS["tokens"].append(pa.field("expert_nats", pa.list_(pa.float32()))),
+    "experts": pa.schema(
+        [("document", pa.int32()), ("segment", pa.int32()), ("expert", pa.int16()), ("tokens", pa.int32())]
+        + [("nats", pa.float64()), ("share", pa.float64())]
+    ),
+}
 
 
 class Records(Callback):
     """Writes what each segment scored, learned and cost.
 
     Args:
-        folder: where the rows go: `segments.parquet`, `timings.parquet`, `tokens.parquet`, `run.json`. None keeps them
-            in a temporary folder that lives as long as this object: results as tables in memory.
+        folder: where the rows go: `segments.parquet`, `timings.parquet`, `tokens.parquet`, of a mixture
+            `experts.parquet`, and `run.json`. None keeps them in a temporary folder that lives as long as this object:
+            results as tables in memory.
         settings: what `run.json` says besides: the command and the like.
     """
 
@@ -85,6 +95,7 @@ class Records(Callback):
         return documents_table(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        self._schemas = SCHEMAS | (_MIXTURE_SCHEMAS if pl_module.mixture is not None else {})
         self._began = time.perf_counter()
         self._rows.mkdir(parents=True, exist_ok=True)
 
@@ -94,7 +105,7 @@ class Records(Callback):
         score = pl_module.score
         for row, document in enumerate(batch.documents):
             if document.index not in self._parts:
-                self._parts[document.index] = _Part(document, self._rows)
+                self._parts[document.index] = _Part(document, self._rows, self._schemas)
             part = self._parts[document.index]
             if score is not None and row in score.rows:
                 part.add(score, pl_module.flop_counter.count(score, row), row)
@@ -103,7 +114,7 @@ class Records(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
-        for name, schema in SCHEMAS.items():
+        for name, schema in self._schemas.items():
             _join(
                 [self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
                 self.folder / f"{name}.parquet",
@@ -113,6 +124,7 @@ class Records(Callback):
         run = self._settings | {
             "documents": [_describe(document, pl_module.failed) for document in documents],
             "protocol": pl_module.protocol,
+            "experts": _describe_experts(pl_module) if pl_module.mixture is not None else None,
             "seconds": time.perf_counter() - self._began,
             "peak_memory_bytes": _peak_memory(pl_module.device),
             "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
@@ -137,11 +149,12 @@ class Records(Callback):
 class _Part:
     """The rows of one document on their way to disk."""
 
-    def __init__(self, document: Document, folder: Path) -> None:
+    def __init__(self, document: Document, folder: Path, schemas: dict[str, pa.Schema]) -> None:
         self.document = document
+        self._schemas = schemas
         self._writers = {
             name: pq.ParquetWriter(folder / f"{document.index:08d}.{name}.parquet", schema)
-            for name, schema in SCHEMAS.items()
+            for name, schema in schemas.items()
         }
         self._held: list[tuple[Score, Any, int]] = []
 
@@ -161,12 +174,14 @@ class _Part:
             "segments": [self._segment(*held) for held in self._held],
             "timings": [self._timing(score) for score, _, _ in self._held],
         }
+        if "experts" in self._schemas:
+            columns["experts"] = [row for score, _, place in self._held for row in self._experts(score, place)]
         for name, rows in columns.items():
             table = [
                 pa.array(column, field.type)
-                for column, field in zip(zip(*rows, strict=True), SCHEMAS[name], strict=True)
+                for column, field in zip(zip(*rows, strict=True), self._schemas[name], strict=True)
             ]
-            self._writers[name].write_table(pa.Table.from_arrays(table, schema=SCHEMAS[name]))
+            self._writers[name].write_table(pa.Table.from_arrays(table, schema=self._schemas[name]))
         self._writers["tokens"].write_table(self._tokens())
         self._held.clear()
 
@@ -182,7 +197,7 @@ class _Part:
             float(score.nats[row].sum(dtype=torch.float64)),
             None if static is None else float(static[row].sum(dtype=torch.float64)),
             score.updates > 0,
-            score.updates,
+            score.updates * (1 if score.experts is None else int(score.experts.learners[:, row].sum())),
             *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
         )
 
@@ -195,6 +210,15 @@ class _Part:
             sum(shared.values()),
             *(shared["scoring"], shared["learning"], shared["static"]),
         )
+
+    def _experts(self, score: "Score", row: int) -> list[tuple[Any, ...]]:
+        assert score.experts is not None, "only a mixture has them"
+        nats, shares = score.experts.nats[:, row].astype(np.float64).sum(axis=1), score.experts.shares[:, row]
+        cut = score.segment.cut
+        return [
+            (self.document.index, cut.index, expert, cut.stop - cut.start, nats[expert], shares[expert])
+            for expert in range(len(nats))
+        ]
 
     def _tokens(self) -> pa.Table:
         cuts = [score.segment.cut for score, _, _ in self._held]
@@ -209,7 +233,10 @@ class _Part:
             pa.array(nats, pa.float32()),
             pa.array(torch.cat(static).cpu().numpy(), pa.float32()) if static else pa.nulls(stop - start, pa.float32()),
         ]
-        return pa.Table.from_arrays(columns, schema=SCHEMAS["tokens"])
+        by_expert = [score.experts.nats[:, row].T for score, _, row in self._held if score.experts is not None]
+        if by_expert:
+            columns.append(pa.array(list(np.concatenate(by_expert)), pa.list_(pa.float32())))
+        return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
 
 
 def _join(parts: list[Path], whole: Path, schema: pa.Schema) -> None:
@@ -233,6 +260,13 @@ def _describe(document: Document, failed: dict[int, int]) -> dict[str, Any]:
         if document.index in failed
         else None,
     }
+
+
+def _describe_experts(pl_module: "DynamicEvaluation") -> list[dict[str, Any]]:
+    static = [{"name": "static", "rule": None, "rate": None}] * pl_module.has_static_expert
+    names = pl_module.expert_names[len(static) :]
+    rules = [(type(rule).__name__, float(rule.defaults["lr"])) for rule in pl_module.optimizer_of_each_expert]
+    return static + [{"name": name, "rule": rule, "rate": rate} for name, (rule, rate) in zip(names, rules, strict=True)]
 
 
 def _peak_memory(device: torch.device) -> int:

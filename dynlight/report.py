@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dynlight import experts
+
 FLOPS = ["flops", "forward_flops", "activation_flops", "weight_flops", "update_flops", "static_flops"]
 SECONDS = ["seconds", "scoring_seconds", "learning_seconds", "static_seconds"]
 PRINTED = 40  # documents: a terminal's worth; all are in documents.csv
@@ -178,12 +180,13 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
 
     `documents` counts those in the sums. `seconds` is the wall time of the whole run; those of scoring and learning are
     sums over documents. The gain is static − adapted: positive where learning helped. Without a reference `static` is
-    None.
+    None. `experts` and `best_rate` are those of a mixture (see `experts.py`), else None.
 
     Args:
         table: `documents_table(folder)`, where it is at hand already.
     """
-    run = read_run(Path(folder))
+    folder = Path(folder)
+    run = read_run(folder)
     table = documents_table(folder) if table is None else table
     kept, failed = table[table.failed == ""], table[table.failed != ""]
     flops = {name: sum(kept[name].tolist()) for name in FLOPS}
@@ -198,6 +201,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
             gain = static["bits_per_byte"] - adapted["bits_per_byte"]
             gain_percent = ratio(100 * gain, static["bits_per_byte"])
     flops.pop("static_flops", None)
+    compared = experts.experts_table(folder, kept, run["experts"]) if run.get("experts") else None
     failures = zip(*(failed[name].tolist() for name in ("document", "name", "failed_segment", "failed")), strict=True)
     return {
         "name": run.get("name"),
@@ -216,6 +220,8 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
         "gain_bits_per_byte": gain,
         "gain_percent": gain_percent,
         "static": static,
+        "experts": compared,
+        "best_rate": experts.best_rate(folder, kept, compared) if compared else None,
         "failed": [
             {"document": document, "name": name, "segment": None if pd.isna(segment) else segment, "reason": reason}
             for document, name, segment, reason in failures
@@ -303,11 +309,40 @@ def printed_table(folder: str | Path) -> str:
     if static:
         times = number(ratio(summary["flops"], static["flops"]), 2)
         ending.append(f"scores in bits per byte, over the same windows; {times}× the FLOPs of static")
+    if summary["experts"]:
+        ending += ["", *_experts_lines(summary)]
     for failure in summary["failed"][:PRINTED]:
         where = "" if failure["segment"] is None else f" in segment {failure['segment']}"
         reason = f"not in the sums: {one_line(failure['name'])} failed{where}: {one_line(failure['reason'])}"
         ending += textwrap.wrap(reason, 80, subsequent_indent="  ")
     return "\n".join([head, rule, *body, rule, last, "", *ending])
+
+
+def _experts_lines(summary: dict[str, Any]) -> list[str]:
+    """What each expert of a mixture came to alone, and which rate was best."""
+    rows = [("expert", "bits/byte", "weight, %")]
+    for expert in summary["experts"]:
+        alone = f"failed on {expert['failed']:,}" if expert["failed"] else number(expert["bits_per_byte"])
+        rows.append((expert["name"], alone, number(100 * expert["share"], 1)))
+    rows.append(("mixture", number(summary["bits_per_byte"]), ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{name:<{widths[0]}}  {alone:>{widths[1]}}  {share:>{widths[2]}}".rstrip() for name, alone, share in rows]
+    return [*lines, *textwrap.wrap(best_rate_sentence(summary["best_rate"]), 80)]
+
+
+def best_rate_sentence(best: dict[str, Any] | None) -> str:
+    """Say which rate was best, by how much, and how sure that is."""
+    if best is None:
+        return "no rate read all documents to their end"
+    if best["runner_up"] is None:
+        return f"{best['name']} is the only rate that read all documents to their end"
+    margin = f"{best['name']} was best, by {number(best['margin_bits_per_byte'])} bits per byte over {best['runner_up']}"
+    if best["margin_low"] is None:
+        return f"{margin}; one document says nothing of how sure that is"
+    return (
+        f"{margin} (95%: {number(best['margin_low'])} to {number(best['margin_high'])}), on {best['documents_better']:,} "
+        f"of {best['documents']:,} documents"
+    )
 
 
 def _width(text: str) -> int:

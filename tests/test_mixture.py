@@ -208,7 +208,7 @@ def test_a_mixture_without_rates_chooses_its_own():
     found, *_ = mixed([random_tokens(40, 1)], update=None, rates=None, mixture=Mixture())
     rules = [name.partition("(")[0] for name in found.module.expert_names]
     assert rules == ["static"] + ["SGD"] * 3 + ["Adam"] * 3
-    rates = [rule.defaults["lr"] for rule in found.module._optimizers]
+    rates = [rule.defaults["lr"] for rule in found.module.optimizer_of_each_expert]
     assert rates[2] == pytest.approx(10 * rates[0])
     assert rates[5] == pytest.approx(10 * rates[3])
 
