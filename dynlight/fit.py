@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import pydoc
 import re
 import shutil
 import sys
@@ -58,6 +59,8 @@ around them
   reference         static: the unlearned model scores the same windows; null:
                     it does not, which saves its cost
   clip              the largest gradient norm of a document; null: no bound
+  rates             learning rates that each learn from every document
+  mixture           how they predict together: switching; {}: no rate is needed
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy, logger, callbacks
   seed              of everything random
@@ -128,6 +131,7 @@ def fit(config: Namespace) -> dict[str, Any]:
         ValueError: if the configuration cannot be run.
     """
     folder = Path(config.out or Path("runs") / _config_name(config))
+    _check_rates(config)
     _check_folder(folder, config.overwrite)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
@@ -207,6 +211,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _config_name(config: Namespace) -> str:
     return Path(str(config.config[0])).stem if config.config else "run"
+
+
+def _check_rates(config: Namespace) -> None:
+    """Raises ValueError where a rule is given a rate of its own that nothing would use."""
+    if config.rates is None and config.mixture is None:
+        return
+    chosen = config["update"]  # `config.update` is the namespace's own method
+    for rule in chosen if isinstance(chosen, list) else [chosen] if chosen else []:
+        usual = inspect.signature(pydoc.locate(rule.class_path)).parameters["lr"].default  # type: ignore[arg-type]
+        if (given := rule.init_args.lr) != usual:
+            raise ValueError(
+                f"update.lr must be left out where there are rates or a mixture, got {given}; set rates: [{given}]"
+            )
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

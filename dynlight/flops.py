@@ -202,7 +202,8 @@ class FlopsLogger(Callback):
 
     Ratios run over all that was read so far, those of `segment_…` over the segment alone, and word perplexity over the
     documents that were read to their end, as words are counted in whole documents. A document that failed is taken out
-    again. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs, `by_tokens/…` over tokens.
+    again. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs, `by_tokens/…` over tokens. Of a
+    mixture the weight of each expert is logged too, `weight/…`.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
@@ -218,8 +219,8 @@ class FlopsLogger(Callback):
                     for name in SERIES:
                         once = None if axis == "tokens" else "none"  # in the run's summary
                         logger.experiment.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=once)
-                for name in self._costs:
-                    logger.experiment.define_metric(f"cost/{name}", step_metric="tokens")
+                for name in (*(f"cost/{name}" for name in self._costs), "weight/*"):
+                    logger.experiment.define_metric(name, step_metric="tokens")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
@@ -239,12 +240,14 @@ class FlopsLogger(Callback):
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
         series = self._series(score)
+        weights = _expert_weights(score, pl_module.expert_names)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 drawn = {f"by_{axis}/{name}": value for axis in self._axes for name, value in series.items()}
-                logger.log_metrics(self._axes | drawn | {f"cost/{name}": cost for name, cost in self._costs.items()})
+                costs = {f"cost/{name}": cost for name, cost in self._costs.items()}
+                logger.log_metrics(self._axes | drawn | costs | weights)
             else:
-                logger.log_metrics(self._axes | series | self._costs, step=batch_idx)
+                logger.log_metrics(self._axes | series | self._costs | weights, step=batch_idx)
 
     def _series(self, score: "Score") -> dict[str, float]:
         nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
@@ -278,6 +281,14 @@ class FlopsLogger(Callback):
                 "segment_gain_nats_per_token": nats_per_token(segment.static_nats - segment.nats, segment.tokens),
             }
         return {name: value for name, value in series.items() if value is not None}
+
+
+def _expert_weights(score: "Score", names: list[str]) -> dict[str, float]:
+    """The mean weight of each expert of a mixture over a segment and its documents."""
+    if score.experts is None:
+        return {}
+    shares = score.experts.shares[:, score.rows].mean(axis=1).tolist()
+    return {f"weight/{name}": share for name, share in zip(names, shares, strict=True)}
 
 
 def _without_data(model: nn.Module) -> Any:

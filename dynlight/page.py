@@ -3,12 +3,15 @@
 import io
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
@@ -17,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from dynlight.report import Rows, bits_per_byte, number, one_line, ratio, read_run, si, visible
+from dynlight.report import Rows, best_rate_sentence, bits_per_byte, number, one_line, ratio, read_run, si, visible
 
 POINTS = 600  # of a curve
 TABLE = 200  # documents in the table
@@ -25,6 +28,7 @@ BARS = 40  # documents in the bar chart
 EXCERPT = 200  # tokens
 SHADES = 7
 
+RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # of update rules in a mixture
 INK, SOFT, GREY, RULE, BLUE, ORANGE = "#1b1f24", "#57606a", "#7d8590", "#e4e7eb", "#1f5fb4", "#c65d07"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # the page's own font, and text that can be selected
@@ -46,6 +50,9 @@ def render(folder: Path, table: pd.DataFrame, summary: dict[str, Any]) -> str:
     rows = Rows(folder / "segments.parquet").keep(table.document[table.failed == ""])
     has_static, tokens, config = summary["static"] is not None, folder / "tokens.parquet", folder / "config.yaml"
     documents, limit = excerpts(tokens, table, has_static) if tokens.exists() else (None, 0)
+    drawn = pictures(rows, has_static)
+    if summary["experts"] and len(rows):
+        drawn |= pictures_of_experts(folder / "experts.parquet", table, summary)
     work = [
         (label, 100 * (ratio(summary[name], summary["flops"]) or 0), colour)
         for name, label, colour in (
@@ -66,7 +73,8 @@ def render(folder: Path, table: pd.DataFrame, summary: dict[str, Any]) -> str:
         seconds=math.fsum(table.seconds[table.failed == ""]),
         times=ratio(summary["flops"], summary["static"]["flops"]) if has_static else None,
         work=work,
-        pictures={name: markupsafe.Markup(svg) for name, svg in pictures(rows, has_static).items()},
+        pictures={name: markupsafe.Markup(svg) for name, svg in drawn.items()},
+        best_rate=best_rate_sentence(summary["best_rate"]) if summary["experts"] else None,
         bars=bars(table) if has_static else None,
         documents=documents,
         limit=limit,
@@ -150,13 +158,40 @@ def pictures(rows: Rows, has_static: bool) -> dict[str, str]:
     marks = np.unique(np.searchsorted(tokens, np.linspace(0, tokens[-1], POINTS + 1)[1:]))
     names = ["bytes", *(name for kind in kinds for name in kind[1:3])]
     curves = {name: np.cumsum(rows[name])[marks].astype(float) for name in names} | {"tokens": tokens[marks]}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whoever looks: a matplotlibrc of one's own changes nothing
-        matplotlib.rcParams.update(STYLE)
+    with _style():
         drawn = {"tokens": _draw_tokens(curves, kinds, ends), "flops": _draw_flops(curves, kinds)}
         if has_static:
             drawn["position"] = _draw_position(*gain_by_position(rows))
         return {name: _svg(figure) for name, figure in drawn.items()}
+
+
+def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, str]:
+    """Draw loss against rate, and each expert's weight in the mixture by position in the document, as SVG."""
+    with _style():
+        drawn = {"rates": _draw_rates(summary), "shares": _draw_shares(*shares_by_position(path, table), summary)}
+        return {name: _svg(figure) for name, figure in drawn.items()}
+
+
+def shares_by_position(path: Path, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return each expert's mean weight over the documents that reach a position.
+
+    Returns:
+        starts: int64 [positions], tokens, of the segments.
+        shares: float64 [experts, positions].
+    """
+    rows = pd.read_parquet(path, columns=["document", "segment", "expert", "tokens", "share"])
+    rows = rows[rows.document.isin(table.document[table.failed == ""])]
+    shares = rows.groupby(["expert", "segment"]).share.mean().unstack()
+    segment = int(rows.tokens.max())
+    return shares.columns.to_numpy() * segment, shares.to_numpy()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whoever looks: a matplotlibrc of one's own changes nothing
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def gain_by_position(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -274,6 +309,68 @@ def _draw_position(edges: np.ndarray, gains: np.ndarray) -> Figure:
     strip.set_xlim(left[0], edges[-1])
     _count_axis(strip, "token of the document")
     return figure
+
+
+def _draw_rates(summary: dict[str, Any]) -> Figure:
+    figure, (axes,) = _axes(3.2)
+    learned = pd.DataFrame([expert for expert in summary["experts"] if expert["rule"]])
+    lines = [("mixture", summary["bits_per_byte"], BLUE)]
+    if summary["static"]:
+        lines.append(("static", summary["static"]["bits_per_byte"], GREY))
+    for name, value, colour in lines:
+        axes.axhline(value, color=colour, linewidth=1.4)
+        axes.annotate(f"{name} {number(value)}", (1, value), xycoords=("axes fraction", "data"),
+                      xytext=(9, 0), textcoords="offset points", va="center", color=colour)  # fmt: skip
+    held = learned[learned.bits_per_byte.notna()]
+    for colour, (name, rule) in zip(RULES * len(held), held.groupby("rule", sort=False), strict=False):
+        axes.plot(rule.rate, rule.bits_per_byte.astype(float), "o-", color=colour, markersize=4.5, label=name)
+    failed = learned[learned.bits_per_byte.isna()]
+    for rate in failed.rate:
+        axes.annotate("failed", (rate, 1), xycoords=("data", "axes fraction"), ha="center", va="top", color=SOFT)
+    if positive := [rate for rate in learned.rate if rate > 0]:
+        axes.set_xscale("log")
+        axes.set_xlim(min(positive) / 1.6, max(positive) * 1.6)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(frameon=False, loc="upper right", labelcolor=SOFT)
+    axes.set_title("bits per byte of each rate alone")
+    axes.set_xlabel("learning rate")
+    return figure
+
+
+def _draw_shares(starts: np.ndarray, shares: np.ndarray, summary: dict[str, Any]) -> Figure:
+    figure, (axes,) = _axes(3.4)
+    names = [expert["name"] for expert in summary["experts"]]
+    places = np.linspace(0, len(starts) - 1, min(POINTS, len(starts))).round().astype(int)
+    colours = expert_colours(summary["experts"])
+    axes.stackplot(starts[places], shares[:, places], colors=colours, linewidth=0)
+    middle = np.cumsum(shares[:, -1]) - shares[:, -1] / 2
+    for name, height, share in zip(names, middle, shares[:, -1], strict=True):
+        if share > 0.05:  # others are in the table
+            axes.annotate(name, (starts[-1], height), xytext=(9, 0), textcoords="offset points",
+                          va="center", color=SOFT, fontsize=8, annotation_clip=False)  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_xlim(starts[0], max(starts[-1], 1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_title("weight in the mixture, mean over documents")
+    _count_axis(axes, "token of the document", logarithmic=False)
+    return figure
+
+
+def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
+    """Give the static model grey and each rule a colour, the darker the higher the rate."""
+    rules = list(dict.fromkeys(expert["rule"] for expert in experts if expert["rule"]))
+    colours = []
+    for expert in experts:
+        if not expert["rule"]:
+            colours.append("#c9ced5")
+            continue
+        rates = [other["rate"] for other in experts if other["rule"] == expert["rule"]]
+        depth = (rates.index(expert["rate"]) + 1) / len(rates)
+        base = np.array(matplotlib.colors.to_rgb(RULES[rules.index(expert["rule"]) % len(RULES)]))
+        colours.append(matplotlib.colors.to_hex(1 - (1 - base) * (0.25 + 0.75 * depth)))
+    return colours
 
 
 def _svg(figure: Figure) -> str:

@@ -147,7 +147,7 @@ KNOWN_BEFORE_LOADING = {
     "no model": (at("model", GONE), "model.pretrained must be given, got nothing"),
     "no path": (at("data", None), "data.path must be given, got nothing"),
     "no segment": (at("context.init_args.segment", GONE), "context.segment must be given, got nothing"),
-    "no rate": (update("RMSDynamic"), "update.lr must be given, got nothing"),
+    "no segment": (at("context.init_args.segment", GONE), "context.segment must be given, got nothing"),
     # Numbers out of range
     "seed": (at("seed", -1), "seed must be from 0 to 4294967295, got -1"),
     "segment of nothing": (at("context.init_args.segment", 0), "context.segment must be at least 1, got 0"),
@@ -386,6 +386,37 @@ KNOWN_BEFORE_LOADING = {
     ),
     "two devices": (at("trainer.devices", 2), "trainer.devices must be 1, got ..."),
     "copies on one device": (at("trainer.strategy", "ddp"), "trainer.strategy must be auto, got DDPStrategy on 1 ..."),
+    # Many rates
+    "a rate beside rates": (
+        {"rates": [0.1], "update.init_args.lr": 0.5},
+        "update.lr must be left out where there are rates or a mixture, got 0.5; set rates: [0.5]",
+    ),
+    "no rates": (
+        {"rates": [], "update.init_args": GONE},
+        "rates must be different learning rates, at least one, got []",
+    ),
+    "a rate that is text": (
+        {"rates": ["fast"], "update.init_args": GONE},
+        "rates must be ...a number..., got fast",
+    ),
+    "a negative rate": (
+        {"rates": [-0.1], "update.init_args": GONE},
+        "rates must be at least 0 and finite, got -0.1",
+    ),
+    "two rules and no mixture": (
+        at("update", [{"class_path": "SGD"}, {"class_path": "Adam"}]),
+        "update must be one rule where nothing is mixed, got 2; set mixture: {}",
+    ),
+    "a mixture of another kind": (at("mixture", 3), "mixture must be ..."),
+    "a setting of no mixture": (at("mixture", {"switch": 0.1}), "mixture.switch is not a setting of Mixture; did you mean mixture.switching?"),
+    "a share above 1": (
+        {"mixture": {"switching": 2.0}, "update.init_args": GONE},
+        "mixture.switching must be at least 0 and under 1, got 2.0",
+    ),
+    "a rule for whole matrices in a mixture": (
+        {"mixture": {}, "update": {"class_path": "Adafactor"}},
+        "update.class_path must be a rule that treats each weight by itself in a mixture, got Adafactor; ...",
+    ),
     # The folder
     "out exists": (
         at("out", "LIBRARY/documents"),
