@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from dynlight.waves import SegmentStream, waves
@@ -83,14 +82,19 @@ class Document:
         return len(self.tokens)
 
     @cached_property
-    def token_bytes(self) -> Tensor:
-        """UTF-8 bytes of each token's piece, int64 [tokens]; their sum is `bytes`."""
+    def byte_ends(self) -> np.ndarray:
+        """The UTF-8 byte at which each token's piece ends, int64 [tokens + 1], from 0 on: what comes before token 0."""
         points = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         widths = np.ones(len(points) + 1, dtype=np.uint8)  # of each character; the 0 in front stands for no character
         widths[0] = 0
         for bound in (0x80, 0x800, 0x10000):
             widths[1:] += points >= bound
-        return torch.from_numpy(np.diff(np.cumsum(widths, dtype=np.int64)[self.ends.numpy()], prepend=0))
+        return np.cumsum(widths, dtype=np.int64)[np.append(0, self.ends.numpy())]
+
+    @cached_property
+    def token_bytes(self) -> Tensor:
+        """UTF-8 bytes of each token's piece, int64 [tokens]; their sum is `bytes`."""
+        return torch.from_numpy(np.diff(self.byte_ends))
 
     @cached_property
     def bytes(self) -> int:
@@ -251,10 +255,10 @@ class DocumentStream(LightningDataModule):
         if not self.loaded:
             self.loaded = self.load(self._module.tokenizer)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> SegmentStream:
         """The segments of all documents, wave after wave, in the order in which they are scored and learned from."""
-        stream = SegmentStream(waves(self.loaded, self.together), self._module.context)
-        return DataLoader(stream, batch_size=None)
+        # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
+        return SegmentStream(waves(self.loaded, self.together), self._module.context)
 
     @property
     def _module(self) -> Any:

@@ -276,7 +276,6 @@ def quiet() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each time it tries in vain
     for message in (
-        ".*does not have many workers.*",  # segments come one after another
         ".*will run with no optimizer.*",  # static evaluation
         ".*in eval mode at the start of training.*",  # dropout would make scores random
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch

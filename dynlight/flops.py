@@ -250,15 +250,12 @@ class FlopsLogger(Callback):
                 logger.log_metrics(self._axes | series | self._costs | weights, step=batch_idx)
 
     def _series(self, score: "Score") -> dict[str, float]:
-        nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
-        has_static = score.static_nats is not None
-        static = [0.0] * len(nats)
-        if score.static_nats is not None:
-            static = score.static_nats.sum(dim=1, dtype=torch.float64).tolist()
+        has_static = score.static_sums is not None
+        static = score.static_sums or [0.0] * len(score.sums)
         segment, finished = _Sums(), score.segment.finished
         for row in score.rows:
             document = score.segment.documents[row]
-            part = _Sums(nats[row], static[row], score.nats.shape[1], score.segment.bytes[row])
+            part = _Sums(score.sums[row], static[row], score.nats.shape[1], score.segment.bytes[row])
             segment.add(part)
             self._running.setdefault(document.index, _Sums()).add(part)
             if document in finished:

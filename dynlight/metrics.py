@@ -26,10 +26,10 @@ class PrequentialSum(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, bytes: int) -> None:
-        """Adds the nats of one segment, any shape, and the bytes its tokens stand for."""
-        self.nats += nats.sum(dtype=torch.float64)
-        self.tokens += nats.numel()
+    def update(self, nats: float, tokens: int, bytes: int) -> None:
+        """Adds the nats of some tokens, and the bytes that they stand for."""
+        self.nats += nats
+        self.tokens += tokens
         self.bytes += bytes
 
     def compute(self) -> Tensor:

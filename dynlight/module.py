@@ -9,6 +9,7 @@ for segment in document:                        # Trainer.fit
 """
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Score:
     rows: list[int]  # the rows that count: those of documents that have not failed
     nats: Tensor  # fp32 [D, S]; of a mixture float64
     static_nats: Tensor | None  # fp32 [D, S]
+    sums: list[float]  # nats of each row, summed in float64
+    static_sums: list[float] | None
     updates: int  # made by each expert
     seconds: dict[str, float] = field(default_factory=dict)  # scoring, learning, static
     experts: ExpertScores | None = None
@@ -259,14 +262,15 @@ class DynamicEvaluation(LightningModule):
         committed, by_expert = self._commit(segment, nats.detach(), static_nats)
         if self.reference is not None and not self.updates:
             static_nats = committed  # nothing is ever learned: the reference is the run itself
-        self._stop_failed(segment, committed, static_nats)
+        sums, static_sums = _sums_of_rows(committed), None if static_nats is None else _sums_of_rows(static_nats)
+        self._stop_failed(segment, sums, static_sums)
         if not (rows := self._running(segment)):
             return
         scored = self._now()
         updates = self._learn(segment, nats) if self.update_due and len(nats) else 0
         seconds = {"static": referred - began, "scoring": scored - referred, "learning": self._now() - scored}
         self.weights.memory = memory
-        self.score = Score(segment, rows, committed, static_nats, updates, seconds, by_expert)
+        self.score = Score(segment, rows, committed, static_nats, sums, static_sums, updates, seconds, by_expert)
         self._sum(self.score)
         if self.mixture is not None:
             self._drop_failed_experts(segment, nats.detach())
@@ -305,19 +309,19 @@ class DynamicEvaluation(LightningModule):
         """Rows of the segment whose documents have not failed."""
         return [row for row, document in enumerate(segment.documents) if document.index not in self.failed]
 
-    def _stop_failed(self, segment: Segment, *nats: Tensor | None) -> None:
+    def _stop_failed(self, segment: Segment, *sums: list[float] | None) -> None:
         """Marks the documents whose nats are not finite; they are scored no further and stand in no sum."""
-        finite = torch.stack([torch.isfinite(each).all(dim=1) for each in nats if each is not None]).all(dim=0)
-        for document, is_finite in zip(segment.documents, finite.tolist(), strict=True):
-            if not is_finite:
-                self.failed.setdefault(document.index, segment.cut.index)
+        for each in sums:
+            for document, nats in zip(segment.documents, each or (), strict=False):
+                if not math.isfinite(nats):  # nats are never negative, so none can make up for another
+                    self.failed.setdefault(document.index, segment.cut.index)
 
     def _sum(self, score: Score) -> None:
-        counts = slice(None) if len(score.rows) == len(score.nats) else score.rows
+        tokens = len(score.rows) * score.nats.shape[1]
         nbytes = sum(score.segment.bytes[row] for row in score.rows)
-        self.adapted.update(score.nats[counts], nbytes)
-        if score.static_nats is not None:
-            self.static.update(score.static_nats[counts], nbytes)
+        self.adapted.update(sum(score.sums[row] for row in score.rows), tokens, nbytes)
+        if score.static_sums is not None:
+            self.static.update(sum(score.static_sums[row] for row in score.rows), tokens, nbytes)
 
     def _learn(self, segment: Segment, nats: Tensor) -> int:
         """Makes the updates that are due; the first learns from the very forward that gave the score."""
@@ -335,3 +339,7 @@ class DynamicEvaluation(LightningModule):
         if self._waits_for_device:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _sums_of_rows(nats: Tensor) -> list[float]:
+    return nats.sum(dim=1, dtype=torch.float64).tolist()

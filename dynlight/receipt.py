@@ -83,10 +83,9 @@ class Receipt(Callback):
             return
         after = digests(pl_module, batch.rows) if score.updates else self._before
         self._after, self._seen = after, _state(pl_module)
-        nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
         for row in score.rows:
             commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
-            commit += [nats[row], self._before[row], after[row]]
+            commit += [score.sums[row], self._before[row], after[row]]
             self._link = link(self._link, commit)
             self.contents["ledger"].append([*commit, self._link])
 

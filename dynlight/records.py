@@ -187,15 +187,14 @@ class _Part:
 
     def _segment(self, score: "Score", flops: Any, row: int) -> tuple[Any, ...]:
         cut = score.segment.cut
-        static = score.static_nats
         return (
             self.document.index,
             cut.index,
             cut.start,
             cut.stop - cut.start,
             score.segment.bytes[row],
-            float(score.nats[row].sum(dtype=torch.float64)),
-            None if static is None else float(static[row].sum(dtype=torch.float64)),
+            score.sums[row],
+            None if score.static_sums is None else score.static_sums[row],
             score.updates > 0,
             score.updates * (1 if score.experts is None else int(score.experts.learners[:, row].sum())),
             *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),

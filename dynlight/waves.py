@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from dynlight.context import Context, Cut
 
@@ -91,11 +90,11 @@ def segments(wave: Wave, context: Context) -> Iterator[Segment]:
                 cut=short,
                 inputs=torch.stack([sequence[read] for sequence in sequences[rows]]),
                 targets=torch.stack([sequence[scored] for sequence in sequences[rows]]),
-                bytes=tuple(int(document.token_bytes[cut.start : stop].sum()) for document in wave[rows]),
+                bytes=tuple(int(document.byte_ends[stop] - document.byte_ends[cut.start]) for document in wave[rows]),
             )
 
 
-class SegmentStream(IterableDataset):
+class SegmentStream:
     """All segments of all waves in the order in which they are scored and learned from."""
 
     def __init__(self, waves: Sequence[Wave], context: Context) -> None:
