@@ -20,7 +20,9 @@ CONFIDENCE = 0.95
 def nats_by_document(folder: Path, documents: pd.Series) -> pd.DataFrame:
     """Return the nats of each expert (columns) on each document (rows), NaN where an expert failed on it."""
     rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "nats"])
-    sums = rows.groupby(["document", "expert"]).nats.agg(lambda nats: math.fsum(nats) if nats.notna().all() else math.nan)
+    sums = rows.groupby(["document", "expert"]).nats.agg(
+        lambda nats: math.fsum(nats) if nats.notna().all() else math.nan
+    )
     return sums.unstack().reindex(documents.to_numpy())
 
 

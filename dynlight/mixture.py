@@ -82,6 +82,6 @@ class Mixture:
 
 
 def _log_sum(values: np.ndarray) -> np.ndarray:
-    """ln Σ exp over the experts."""
+    """Ln Σ exp over the experts."""
     highest = values.max(axis=0)
     return highest + np.log(np.exp(values - highest).sum(axis=0))

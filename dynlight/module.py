@@ -154,7 +154,9 @@ class DynamicEvaluation(LightningModule):
         self._begin_mixture(together)
         self._random_state = torch.get_rng_state()
         self.optimizer_of_each_expert = make_optimizers(self.updates, self)
-        self._unlearned_optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizer_of_each_expert]
+        self._unlearned_optimizers = [
+            copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizer_of_each_expert
+        ]
         return self.optimizer_of_each_expert
 
     def setup(self, stage: str) -> None:
@@ -275,12 +277,11 @@ class DynamicEvaluation(LightningModule):
         if self.mixture is not None:
             self._drop_failed_experts(segment, nats.detach())
 
-    def _commit(
-        self, segment: Segment, nats: Tensor, static_nats: Tensor | None
-    ) -> tuple[Tensor, ExpertScores | None]:
+    def _commit(self, segment: Segment, nats: Tensor, static_nats: Tensor | None) -> tuple[Tensor, ExpertScores | None]:
         """The nats [D, S] that count, from those of all rows [R, S]: their own, or the mixture's."""
         if self.mixture is None:
             return nats, None
+        assert isinstance(self.weights, Stacked), "a mixture has a row for each expert"
         documents, scored = segment.targets.shape
         by_expert = nats.new_full((len(self.updates), documents, scored), float("nan"))
         experts, rows = np.array(self.weights.owners, dtype=np.int64).reshape(-1, 2).T
@@ -301,9 +302,12 @@ class DynamicEvaluation(LightningModule):
 
     def _drop_failed_experts(self, segment: Segment, nats: Tensor) -> None:
         """Takes out the rows whose nats are not finite; documents that end here leave by themselves."""
+        assert isinstance(self.weights, Stacked), "a mixture has a row for each expert"
         finite = torch.isfinite(nats).all(dim=1).tolist()
         if segment.rows.start == 0 and not all(finite):
-            self.weights.drop([row for row, is_finite in enumerate(finite) if not is_finite], self.optimizer_of_each_expert)
+            self.weights.drop(
+                [row for row, is_finite in enumerate(finite) if not is_finite], self.optimizer_of_each_expert
+            )
 
     def _running(self, segment: Segment) -> list[int]:
         """Rows of the segment whose documents have not failed."""

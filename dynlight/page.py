@@ -369,7 +369,7 @@ def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
         rates = [other["rate"] for other in experts if other["rule"] == expert["rule"]]
         depth = (rates.index(expert["rate"]) + 1) / len(rates)
         base = np.array(matplotlib.colors.to_rgb(RULES[rules.index(expert["rule"]) % len(RULES)]))
-        colours.append(matplotlib.colors.to_hex(1 - (1 - base) * (0.25 + 0.75 * depth)))
+        colours.append(matplotlib.colors.to_hex(tuple(1 - (1 - base) * (0.25 + 0.75 * depth))))
     return colours
 
 

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from peft.tuners import lora
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -87,11 +88,29 @@ class LoRA(Parameters):
                     f"parameters.targets must name modules of this model, got {self.targets}; "
                     f"choose all-linear or some of {', '.join(_linear_names(model))}"
                 ) from error
+        for module in model.modules():
+            if type(module) is lora.Linear:
+                module.__class__ = _AdaptedLinear
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
 
     def __str__(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
         return f"LoRA(rank {self.rank}, alpha {self.alpha:g}, {targets})"
+
+
+class _AdaptedLinear(lora.Linear):  # type: ignore[misc] # untyped
+    """PEFT's adapted linear map, with the one adapter there is, and scaled where it is narrow: y = W x + B (s A x).
+
+    At each call PEFT's own looks for merged, mixed and variant adapters, which on short segments takes longer than the
+    adapter; and it scales the wide side.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)
+        if self._disable_adapters:
+            return y
+        a, b = self.lora_A["default"], self.lora_B["default"]
+        return y + b(a(x.to(a.weight.dtype)) * self.scaling["default"]).to(y.dtype)
 
 
 class Matching(Parameters):

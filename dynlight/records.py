@@ -265,7 +265,9 @@ def _describe_experts(pl_module: "DynamicEvaluation") -> list[dict[str, Any]]:
     static = [{"name": "static", "rule": None, "rate": None}] * pl_module.has_static_expert
     names = pl_module.expert_names[len(static) :]
     rules = [(type(rule).__name__, float(rule.defaults["lr"])) for rule in pl_module.optimizer_of_each_expert]
-    return static + [{"name": name, "rule": rule, "rate": rate} for name, (rule, rate) in zip(names, rules, strict=True)]
+    return static + [
+        {"name": name, "rule": rule, "rate": rate} for name, (rule, rate) in zip(names, rules, strict=True)
+    ]
 
 
 def _peak_memory(device: torch.device) -> int:

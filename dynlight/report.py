@@ -336,7 +336,9 @@ def best_rate_sentence(best: dict[str, Any] | None) -> str:
         return "no rate read all documents to their end"
     if best["runner_up"] is None:
         return f"{best['name']} is the only rate that read all documents to their end"
-    margin = f"{best['name']} was best, by {number(best['margin_bits_per_byte'])} bits per byte over {best['runner_up']}"
+    margin = (
+        f"{best['name']} was best, by {number(best['margin_bits_per_byte'])} bits per byte over {best['runner_up']}"
+    )
     if best["margin_low"] is None:
         return f"{margin}; one document says nothing of how sure that is"
     return (

@@ -85,12 +85,12 @@ def usual_rates(update: Update, scale: float = 1.0) -> list[float]:
     return [float(f"{scale * rate:.2g}") for rate in rates]
 
 
-def width_scale(model: nn.Module) -> float:
+def width_scale(model: Any) -> float:
     """What the usual rates of a small model are multiplied by for a wider one: min(1, 256 / width).
 
     The best rate falls with the width (Yang et al. 2022, arXiv 2203.03466); where exactly it lies is left to the mixture.
     """
-    embeddings: Any = model.get_input_embeddings()
+    embeddings = model.get_input_embeddings()
     return min(1.0, _USUAL_WIDTH / embeddings.embedding_dim)
 
 

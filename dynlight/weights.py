@@ -154,9 +154,9 @@ class InPlace:
 
 
 class Stacked:
-    """Learned weights with an axis of rows in front, [rows, *shape] each: a row for each document of a wave, or, with
-    several experts (the same document learned from in several ways), one for each expert of each document.
+    """Learned weights with an axis of rows in front, [rows, *shape] each: a row for each document of a wave.
 
+    With several experts, the same document learned from in several ways, there is one for each expert of each document.
     The forward is mapped over the rows (`torch.func.vmap` of `functional_call`); the model's own parameters stay θ0 and
     are what the static reference reads with, all documents in one batch. Rows lie expert by expert, so that each
     expert's optimizer, which must be elementwise, updates its rows of all documents in one step:
@@ -180,6 +180,9 @@ class Stacked:
         self.experts = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(experts)]
         self.memory: Memory = None
         self.static_memory: Memory = None
+        self.owners: list[tuple[int, int]] = []  # of each row, its expert and its document's place in the wave
+        self._spans: list[slice] = []  # of each expert, its rows
+        self._running = documents  # of the wave, always its first ones
         self._begin(documents)
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         model.set_attn_implementation(FOLDED)
@@ -216,8 +219,8 @@ class Stacked:
                 before[index] = weight.data  # what was learned last, for those who look at it afterwards
             weight.data = before
         self.owners, self.memory, self.static_memory = owners, memory, static_memory
-        for (_, own, optimizer), before in zip(self._each(optimizers), states, strict=True):
-            optimizer.state.update(zip(own, before, strict=True))
+        for (_, own, optimizer), state in zip(self._each(optimizers), states, strict=True):
+            optimizer.state.update(zip(own, state, strict=True))
         self._bind()
 
     def drop(self, rows: Collection[int], optimizers: Sequence[Optimizer]) -> None:
@@ -292,7 +295,7 @@ class Stacked:
         self._begin(documents)
 
     def _begin(self, documents: int) -> None:
-        self._running = documents  # of the wave, always its first ones
+        self._running = documents
         self.owners = [(expert, document) for expert in range(len(self.experts)) for document in range(documents)]
         self._bind()
 

@@ -147,7 +147,6 @@ KNOWN_BEFORE_LOADING = {
     "no model": (at("model", GONE), "model.pretrained must be given, got nothing"),
     "no path": (at("data", None), "data.path must be given, got nothing"),
     "no segment": (at("context.init_args.segment", GONE), "context.segment must be given, got nothing"),
-    "no segment": (at("context.init_args.segment", GONE), "context.segment must be given, got nothing"),
     # Numbers out of range
     "seed": (at("seed", -1), "seed must be from 0 to 4294967295, got -1"),
     "segment of nothing": (at("context.init_args.segment", 0), "context.segment must be at least 1, got 0"),
@@ -408,7 +407,10 @@ KNOWN_BEFORE_LOADING = {
         "update must be one rule where nothing is mixed, got 2; set mixture: {}",
     ),
     "a mixture of another kind": (at("mixture", 3), "mixture must be ..."),
-    "a setting of no mixture": (at("mixture", {"switch": 0.1}), "mixture.switch is not a setting of Mixture; did you mean mixture.switching?"),
+    "a setting of no mixture": (
+        at("mixture", {"switch": 0.1}),
+        "mixture.switch is not a setting of Mixture; did you mean mixture.switching?",
+    ),
     "a share above 1": (
         {"mixture": {"switching": 2.0}, "update.init_args": GONE},
         "mixture.switching must be at least 0 and under 1, got 2.0",

@@ -103,7 +103,7 @@ def test_a_mixture_does_not_depend_on_neighbours():
 
 @pytest.mark.parametrize("switching", [0.0, 0.01])
 def test_the_run_equals_the_formula_written_out(switching):
-    found, experts, by_expert = mixed(together=3, mixture=Mixture(switching))
+    found, _experts, by_expert = mixed(together=3, mixture=Mixture(switching))
     for index, nats in by_expert.items():
         weights = np.full(len(nats), 1 / len(nats))
         expected = []
@@ -213,9 +213,13 @@ def test_a_mixture_without_rates_chooses_its_own():
     assert rates[5] == pytest.approx(10 * rates[3])
 
 
-@pytest.mark.parametrize("rule", ["AdamW", "Adadelta", "Adagrad", "ASGD", "RMSprop", "Rprop", "NAdam", "RAdam", "Adamax"])
+@pytest.mark.parametrize(
+    "rule", ["AdamW", "Adadelta", "Adagrad", "ASGD", "RMSprop", "Rprop", "NAdam", "RAdam", "Adamax"]
+)
 def test_every_elementwise_rule_has_usual_rates(rule):
-    found, _, by_expert = mixed([random_tokens(60, 1)], update=getattr(torch.optim, rule), rates=None, mixture=Mixture())
+    found, _, by_expert = mixed(
+        [random_tokens(60, 1)], update=getattr(torch.optim, rule), rates=None, mixture=Mixture()
+    )
     assert len(by_expert[0]) == 4
     assert float(torch.cat(found.nats[0]).sum()) <= by_expert[0].sum(axis=1).min() + math.log(4) + 60 * 0.01
 
@@ -230,7 +234,7 @@ def test_learning_goes_on_through_documents_where_nothing_is_reset():
 
 
 def test_without_a_reference_the_static_model_is_no_expert():
-    found, experts, by_expert = mixed(reference=None)
+    found, _experts, by_expert = mixed(reference=None)
     assert len(by_expert[0]) == len(RATES)
     assert found.module.expert_names == [f"SGD(lr {rate:g})" for rate in RATES]
 

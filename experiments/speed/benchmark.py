@@ -186,7 +186,9 @@ def batched_lora(make: Callable[[], PreTrainedModel], count: int, segment: int, 
     LoRA(rank=8).prepare(model)
     for name, adapted in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
         parent, _, last = name.rpartition(".")
-        batched = BatchedLoRA(adapted.base_layer, adapted.lora_A["default"].weight, documents, adapted.scaling["default"])
+        batched = BatchedLoRA(
+            adapted.base_layer, adapted.lora_A["default"].weight, documents, adapted.scaling["default"]
+        )
         setattr(model.get_submodule(parent), last, batched)
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=RATE, fused=True)
