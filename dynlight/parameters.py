@@ -91,6 +91,8 @@ class LoRA(Parameters):
         for module in model.modules():
             if type(module) is lora.Linear:
                 module.__class__ = _AdaptedLinear
+                for narrow in (*module.lora_A.values(), *module.lora_B.values()):
+                    narrow.__class__ = _NarrowLinear
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
 
     def __str__(self) -> str:
@@ -111,6 +113,17 @@ class _AdaptedLinear(lora.Linear):  # type: ignore[misc] # untyped
             return y
         a, b = self.lora_A["default"], self.lora_B["default"]
         return y + b(a(x.to(a.weight.dtype)) * self.scaling["default"]).to(y.dtype)
+
+
+class _NarrowLinear(nn.Linear):
+    """A linear map whose gradient is added up in the same order for a document alone and for documents together.
+
+    By `F.linear` it is not, where one side is as narrow as an adapter's; and rules such as Adam, which divide a gradient
+    by its size however small, make a difference in the last bit grow.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", x, self.weight)
 
 
 class Matching(Parameters):
