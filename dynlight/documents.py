@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from dynlight.waves import SegmentStream, waves
+from dynlight.strategies import board_of
+from dynlight.waves import SegmentStream, deal, waves
 
 STANDARD_LIBRARY = "python-stdlib"
 # Left out of it: installed packages, tests, tables, and what some systems package apart.
@@ -252,8 +253,11 @@ class DocumentStream(LightningDataModule):
             self.loaded = self.load(self._module.tokenizer)
 
     def train_dataloader(self) -> DataLoader:
-        """The segments of all documents, wave after wave, in the order in which they are scored and learned from."""
-        stream = SegmentStream(waves(self.loaded, self.together), self._module.context)
+        """The segments of this process's documents, wave after wave, in the order in which they are scored and learned from."""
+        assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
+        board = board_of(self.trainer)
+        documents = deal(self.loaded, board.ranks)[board.rank % board.ranks]
+        stream = SegmentStream(waves(documents, self.together), self._module.context)
         return DataLoader(stream, batch_size=None)
 
     @property

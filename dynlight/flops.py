@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynlight.context import Cut
 from dynlight.report import bits_per_byte, nats_per_token, word_perplexity
+from dynlight.strategies import board_of
 from dynlight.updates import RMSDynamic
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, token_nats
@@ -191,6 +192,9 @@ class FlopsLogger(Callback):
     Ratios run over all that was read so far, those of `segment_…` over the segment alone, and word perplexity over the
     documents that were read to their end, as words are counted in whole documents. A document that failed is taken out
     again. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs, `by_tokens/…` over tokens.
+
+    Of several processes the first logs: sums are those of all, as they told within the last second and at the end, and
+    only those of `segment_…` are its own.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
@@ -199,6 +203,8 @@ class FlopsLogger(Callback):
         self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
         self._read, self._whole = _Sums(), _Sums()
         self._running: dict[int, _Sums] = {}
+        self._board = board_of(trainer)
+        self._step = 0
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for axis in self._axes:
@@ -225,17 +231,19 @@ class FlopsLogger(Callback):
         self._costs["static_flops"] += documents * flops.static
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
-        series = self._series(score)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                drawn = {f"by_{axis}/{name}": value for axis in self._axes for name, value in series.items()}
-                logger.log_metrics(self._axes | drawn | {f"cost/{name}": cost for name, cost in self._costs.items()})
-            else:
-                logger.log_metrics(self._axes | series | self._costs, step=batch_idx)
+        self._step = batch_idx
+        self._log(trainer, batch_idx, self._add(score), score.static_nats is not None)
 
-    def _series(self, score: "Score") -> dict[str, float]:
+    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        if trainer.loggers and self._board.ranks > 1:
+            self._totals(at_once=True)
+            self._board.wait("last series")
+            has_static = pl_module.reference is not None
+            self._log(trainer, self._step + 1, None, has_static, at_once=True)
+
+    def _add(self, score: "Score") -> _Sums:
+        """Adds a segment to the sums, and gives its own."""
         nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
-        has_static = score.static_nats is not None
         static = [0.0] * len(nats)
         if score.static_nats is not None:
             static = score.static_nats.sum(dim=1, dtype=torch.float64).tolist()
@@ -248,23 +256,45 @@ class FlopsLogger(Callback):
             if document in finished:
                 self._whole.add(self._running.pop(document.index))
                 self._whole.words += document.words
-        read, whole = self._read, self._whole
-        read.add(segment)
-        series = {
-            "bits_per_byte": bits_per_byte(read.nats, read.bytes),
-            "nats_per_token": nats_per_token(read.nats, read.tokens),
-            "word_perplexity": word_perplexity(whole.nats, whole.words),
-            "segment_nats_per_token": nats_per_token(segment.nats, segment.tokens),
+        self._read.add(segment)
+        return segment
+
+    def _totals(self, at_once: bool = False) -> tuple[dict[str, float], dict[str, float], _Sums, _Sums]:
+        """Axes, costs, and the sums over what was read and over whole documents, of all processes."""
+        parts = (self._axes, self._costs, vars(self._read), vars(self._whole))
+        numbers = iter(self._board.total("series", [each for part in parts for each in part.values()], at_once))
+        axes, costs, read, whole = ({name: next(numbers) for name in part} for part in parts)
+        return axes, costs, _Sums(**read), _Sums(**whole)  # type: ignore[arg-type]
+
+    def _log(self, trainer: Trainer, step: int, segment: _Sums | None, has_static: bool, at_once: bool = False) -> None:
+        axes, costs, read, whole = self._totals(at_once)
+        series = _series(read, whole, segment, has_static)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
+                logger.log_metrics(axes | drawn | {f"cost/{name}": cost for name, cost in costs.items()})
+            else:
+                logger.log_metrics(axes | series | costs, step=step)
+
+
+def _series(read: _Sums, whole: _Sums, segment: _Sums | None, has_static: bool) -> dict[str, float]:
+    """The ratios of what was read, of whole documents, and of the last segment if there is one."""
+    last = segment or _Sums()
+    series = {
+        "bits_per_byte": bits_per_byte(read.nats, read.bytes),
+        "nats_per_token": nats_per_token(read.nats, read.tokens),
+        "word_perplexity": word_perplexity(whole.nats, whole.words),
+        "segment_nats_per_token": nats_per_token(last.nats, last.tokens),
+    }
+    if has_static:
+        series |= {
+            "static_bits_per_byte": bits_per_byte(read.static_nats, read.bytes),
+            "gain_bits_per_byte": bits_per_byte(read.static_nats - read.nats, read.bytes),
+            "static_nats_per_token": nats_per_token(read.static_nats, read.tokens),
+            "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
+            "segment_gain_nats_per_token": nats_per_token(last.static_nats - last.nats, last.tokens),
         }
-        if has_static:
-            series |= {
-                "static_bits_per_byte": bits_per_byte(read.static_nats, read.bytes),
-                "gain_bits_per_byte": bits_per_byte(read.static_nats - read.nats, read.bytes),
-                "static_nats_per_token": nats_per_token(read.static_nats, read.tokens),
-                "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
-                "segment_gain_nats_per_token": nats_per_token(segment.static_nats - segment.nats, segment.tokens),
-            }
-        return {name: value for name, value in series.items() if value is not None}
+    return {name: value for name, value in series.items() if value is not None}
 
 
 def _without_data(model: nn.Module) -> Any:

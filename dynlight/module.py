@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +26,7 @@ from dynlight.metrics import PrequentialSum
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
+from dynlight.strategies import check_strategy
 from dynlight.updates import RMSDynamic, Update, make_optimizer, new_optimizer
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, Stacked, memory_length, rows_of, token_nats
@@ -139,12 +139,7 @@ class DynamicEvaluation(LightningModule):
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            setting = "devices must be 1" if trainer.world_size > 1 else "strategy must be auto"
-            raise ValueError(
-                f"trainer.{setting}, got {type(trainer.strategy).__name__} on {trainer.world_size} device(s), which "
-                "would average the gradients of documents; set trainer: {devices: 1, strategy: auto}"
-            )
+        check_strategy(trainer)
         check_precision(trainer.precision)
         # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
         weights = [weight for name, weight in self.model.named_parameters() if "lora_" not in name]

@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
+from dynlight.strategies import board_of
 from dynlight.waves import Segment, waves
 from dynlight.weights import Stacked
 
@@ -67,6 +68,7 @@ class Receipt(Callback):
             "ledger": [],
         }
         self._link = first_link(self.contents)
+        self._board = board_of(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
@@ -91,12 +93,29 @@ class Receipt(Callback):
             self.contents["ledger"].append([*commit, self._link])
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        if self.folder is not None:
+        if self.folder is not None and self._board.ranks > 1:
+            self._join(self.folder)
+        if self.folder is not None and self._board.rank == 0:
             text = json.dumps(self.contents | {"ledger": None}, indent=1)
             rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
             (self.folder / "receipt.json").write_text(
                 text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n"
             )
+
+    def _join(self, folder: Path) -> None:
+        """Makes one ledger, document by document, of those of all processes; process 0 has it."""
+        parts = [folder / f".receipt.{rank}.json" for rank in range(self._board.ranks)]
+        parts[self._board.rank].write_text(json.dumps(self.contents["ledger"]))
+        self._board.wait("receipt")
+        if self._board.rank > 0:
+            return
+        rows = [row for part in parts for row in json.loads(part.read_text())]
+        self.contents["ledger"], before = [], first_link(self.contents)
+        for *commit, _ in sorted(rows, key=lambda row: row[:2]):
+            before = link(before, commit)
+            self.contents["ledger"].append([*commit, before])
+        for part in parts:
+            part.unlink()
 
 
 def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
