@@ -233,7 +233,7 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
     """Raises ValueError where a document has a token that the model has no embedding for."""
     rows = outline.model.get_input_embeddings().num_embeddings
     for document in documents:
-        if (highest := max([document.prefix, *document.tokens.max(dim=0, keepdim=True)[0].tolist()])) >= rows:
+        if (highest := max(document.prefix, int(document.tokens.max()) if len(document) else 0)) >= rows:
             raise ValueError(
                 f"model.tokenizer must give ids below {rows}, the rows of the model's embedding, got {highest} in "
                 f"{document.name}; choose the tokenizer that the model was trained with"
