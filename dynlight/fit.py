@@ -162,6 +162,19 @@ def fit(config: Namespace) -> dict[str, Any]:
     return summary
 
 
+def on_one_device(settings: Namespace) -> Namespace:
+    """The trainer's settings for reading the same in this process alone; scores don't depend on it.
+
+    Raises:
+        ValueError: if they do, as all processes learn one set of weights.
+    """
+    if settings.strategy not in ("auto", "document_parallel"):
+        raise ValueError(
+            f"trainer.strategy must be auto or document_parallel to be read again, got {settings.strategy}"
+        )
+    return Namespace(**(settings.as_dict() | {"strategy": "auto", "devices": 1, "num_nodes": 1}))
+
+
 def _begin(folder: Path, config: Namespace, trainer: Trainer) -> None:
     """Makes the run's folder, with the configuration in it."""
     if folder.exists():

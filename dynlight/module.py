@@ -139,7 +139,7 @@ class DynamicEvaluation(LightningModule):
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
-        check_strategy(trainer)
+        check_strategy(trainer, self.reset_choice.every)
         check_precision(trainer.precision)
         # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
         weights = [weight for name, weight in self.model.named_parameters() if "lora_" not in name]

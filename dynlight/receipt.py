@@ -290,7 +290,7 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     silent = DocumentProgress()
     silent.disable()
     last = max(row[1] for row in chosen) if len(stream.loaded) <= stream.together else None
-    fit.make_trainer(choices.trainer, [again, silent, _StopAfter(last)], folder).fit(module, stream)
+    fit.make_trainer(fit.on_one_device(choices.trainer), [again, silent, _StopAfter(last)], folder).fit(module, stream)
     hashes = again.contents["hashes"] | {
         "data": hash_of_documents(loaded),
         "config": hash_of((folder / "config.yaml").read_bytes()),

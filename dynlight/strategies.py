@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from dynlight.board import Board, ProcessFailedError
 from dynlight.errors import raised_here
 
-_PATIENCE = 20.0  # seconds that a process has to end by itself where another failed
+_PATIENCE = 10.0  # seconds that a process has to end by itself where another failed
 
 
 class DocumentParallel(DDPStrategy):
@@ -75,6 +75,8 @@ class DocumentParallel(DDPStrategy):
 
     def teardown(self) -> None:
         self.board.leave(_PATIENCE)
+        if isinstance(self._launcher, _Launcher):
+            self._launcher.end()
         super().teardown()
 
     def _configure_launcher(self) -> None:
@@ -95,10 +97,7 @@ class _Launcher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
         _set_num_threads_if_needed(num_processes=self.num_processes)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self._end()
+        return function(*args, **kwargs)
 
     def check(self) -> None:
         """Raises ProcessFailedError if a process that was started here has ended badly."""
@@ -108,7 +107,8 @@ class _Launcher(_SubprocessScriptLauncher):
                     f"process {1 + self.procs.index(process)} ended with status {process.returncode}"
                 )
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Waits for the processes that were started here, and kills what doesn't end."""
         until = time.monotonic() + _PATIENCE
         for process in self.procs:
             try:
@@ -123,12 +123,18 @@ def register() -> None:
         StrategyRegistry.register(DocumentParallel.strategy_name, DocumentParallel, DocumentParallel.__doc__)
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Raises ValueError unless each document's gradients would be its own."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DocumentParallel):
+def check_strategy(trainer: Trainer, every: str) -> None:
+    """Raises ValueError unless what `reset.every` says of learned weights holds with several processes."""
+    strategy = trainer.strategy
+    if every == "never" and isinstance(strategy, DocumentParallel) and trainer.world_size > 1:
         raise ValueError(
-            f"trainer.strategy must be document_parallel (or auto on one device), got {type(trainer.strategy).__name__} "
-            f"on {trainer.world_size} device(s), which would average the gradients of different documents"
+            "trainer.strategy must be ddp on several devices with reset.every never, got document_parallel, in which "
+            "none learns from what another has read"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
+        raise ValueError(
+            f"trainer.strategy must be document_parallel with reset.every {every}, got {type(strategy).__name__}, which "
+            "would average the gradients of different documents"
         )
 
 

@@ -107,11 +107,10 @@ def config_of(library, out, trainer, **changes):
 
 
 CASES = {
-    "alone": (TWO, {}),
+    "alone": (TWO | {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "logs"}}}, {}),
     "together": (TWO, {"data": {"together": 3}, "parameters": {"class_path": "LoRA", "init_args": {"rank": 2}}}),
     "more_processes": (TWO | {"devices": 3}, {"data": {"documents": 2}}),
     "failing": (TWO, {"update": {"init_args": {"lr": 1e6}}}),
-    "logged": (TWO | {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}}, {}),
 }
 
 
@@ -148,7 +147,7 @@ def summary(folder):
     }
 
 
-@pytest.mark.parametrize("name", ["alone", "more_processes", "failing", "logged"])
+@pytest.mark.parametrize("name", ["alone", "more_processes", "failing"])
 def test_files_are_those_of_one_process(runs, name):
     one, several, statuses = folders(runs, name)
     assert statuses == [3 if name == "failing" else 0, 0, 0]
@@ -186,16 +185,16 @@ def test_one_process_prints_and_the_line_counts_all(runs):
     printed, shown = (folder / "0.out").read_text(), (folder / "0.err").read_text()
     assert printed.count("report  ") == len(CASES)
     lines = [line for line in shown.splitlines() if "100% · " in line]
-    assert [line.split(" · ")[1] for line in lines] == ["7/7 documents"] * 2 + ["2/2 documents"] + ["7/7 documents"] * 2
+    assert [line.split(" · ")[1] for line in lines] == ["7/7 documents"] * 2 + ["2/2 documents", "7/7 documents"]
     assert "failed" in printed
     for rank in (1, 2):
-        assert (folder / f"{rank}.out").read_text() == "0 0 0 0 0\n"
+        assert (folder / f"{rank}.out").read_text() == "0 0 0 0\n"
         assert (folder / f"{rank}.err").read_text() == ""
 
 
 def test_the_last_logged_point_is_of_all_processes(runs):
     folder, _ = runs
-    found = json.loads((folder / "several/logged/summary.json").read_text())
+    found = json.loads((folder / "several/alone/summary.json").read_text())
     last = pd.read_csv(next((folder / "logs").rglob("metrics.csv"))).iloc[-1]
     assert int(last.tokens) == found["tokens"]
     assert int(last.flops) == found["flops"]
@@ -211,8 +210,7 @@ def command(folder, config):
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     environment.pop("LOCAL_RANK", None)
-    began = time.monotonic()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "dynlight.fit", "--config", "run.yaml"],
         cwd=folder,
         env=environment,
@@ -220,13 +218,12 @@ def command(folder, config):
         text=True,
         timeout=240,
     )
-    return done, time.monotonic() - began
 
 
 @pytest.mark.slow
 def test_the_command_starts_the_other_processes(library, tmp_path):
     out = tmp_path / "out"
-    done, _ = command(tmp_path, config_of(library, out, TWO, overwrite=True))
+    done = command(tmp_path, config_of(library, out, TWO, overwrite=True))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report  ") == 1
     (line,) = done.stderr.splitlines()
@@ -249,8 +246,8 @@ def test_an_error_in_one_process_ends_all(library, tmp_path, rank, how, message)
     config = config_of(
         library, tmp_path / "out", TWO | {"callbacks": [callback]}, context={"init_args": {"segment": 1, "memory": 1}}
     )
-    done, seconds = command(tmp_path, config)
+    done = command(tmp_path, config)
     assert done.returncode == 1
     assert re.search(f"^{re.escape(message)}$", done.stderr, re.MULTILINE), done.stderr
     assert done.stdout == ""
-    assert seconds < 100
+    assert time.time() - (tmp_path / "failed").stat().st_mtime < 60
