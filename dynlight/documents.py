@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from dynlight.strategies import board_of
-from dynlight.waves import SegmentStream, deal, waves
+from dynlight.strategies import board_of, learns_in_step
+from dynlight.waves import SegmentStream, count_segments, deal, waves
 
 STANDARD_LIBRARY = "python-stdlib"
 # Left out of it: installed packages, tests, tables, and what some systems package apart.
@@ -256,8 +256,10 @@ class DocumentStream(LightningDataModule):
         """The segments of this process's documents, wave after wave, in the order in which they are scored and learned from."""
         assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
         board = board_of(self.trainer)
-        documents = deal(self.loaded, board.ranks)[board.rank % board.ranks]
-        stream = SegmentStream(waves(documents, self.together), self._module.context)
+        shares = [waves(share, self.together) for share in deal(self.loaded, board.ranks)]
+        context = self._module.context
+        rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
+        stream = SegmentStream(shares[board.rank % board.ranks], context, rounds)
         return DataLoader(stream, batch_size=None)
 
     @property

@@ -26,7 +26,7 @@ from dynlight.metrics import PrequentialSum
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
-from dynlight.strategies import check_strategy
+from dynlight.strategies import GradientAverage, check_strategy, learns_in_step
 from dynlight.updates import RMSDynamic, Update, make_optimizer, new_optimizer
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, Stacked, memory_length, rows_of, token_nats
@@ -119,7 +119,8 @@ class DynamicEvaluation(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The two policies; Lightning adds them to the Trainer's own callbacks."""
-        return [self.reset_choice, self.schedule]
+        in_step: list[Callback] = [GradientAverage()] if learns_in_step(self.trainer) else []
+        return [self.reset_choice, self.schedule, *in_step]
 
     def configure_optimizers(self) -> Optimizer | None:
         """The optimizer of the learned weights, which are where they will stay (Lightning has moved the model)."""
@@ -139,7 +140,7 @@ class DynamicEvaluation(LightningModule):
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
-        check_strategy(trainer, self.reset_choice.every)
+        check_strategy(trainer, self.reset_choice.every, learns=self.update is not None)
         check_precision(trainer.precision)
         # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
         weights = [weight for name, weight in self.model.named_parameters() if "lora_" not in name]

@@ -75,16 +75,19 @@ class Receipt(Callback):
     ) -> None:
         # Reading all weights twice a segment would cost twice; torch counts what is done to a tensor. What goes round
         # its count (`weight.data.mul_`) shows in the digest after learning, and then when the row is played again.
-        unchanged = self._seen is not None and self._seen == _state(pl_module)
-        self._before = self._after if unchanged else digests(pl_module, batch.rows)
+        state = _state(pl_module)
+        unchanged = self._seen is not None and self._seen == state
+        self._before, self._seen = self._after if unchanged else digests(pl_module, batch.rows), state
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         if (score := pl_module.score) is None:
             return
-        after = digests(pl_module, batch.rows) if score.updates else self._before
-        self._after, self._seen = after, _state(pl_module)
+        # Without an update of this process's, too, weights may have changed: with `ddp` all learn what one has read.
+        state = _state(pl_module)
+        after = digests(pl_module, batch.rows) if score.updates or state != self._seen else self._before
+        self._after, self._seen = after, state
         nats = score.nats.sum(dim=1, dtype=torch.float64).tolist()
         for row in score.rows:
             commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]

@@ -1,23 +1,36 @@
 """Strategies: several processes, each with its own documents.
 
-`document_parallel` is a strategy of Lightning, chosen by name: `trainer: {strategy: document_parallel, devices: 8}`.
+trainer.strategy    learned weights                     goes with
+document_parallel   each process adapts its own         reset.every document
+ddp                 one set, which all learn in step    reset.every never
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from dynlight.board import Board, ProcessFailedError
 from dynlight.errors import raised_here
+
+if TYPE_CHECKING:
+    from dynlight.module import DynamicEvaluation
 
 _PATIENCE = 10.0  # seconds that a process has to end by itself where another failed
 
@@ -123,21 +136,114 @@ def register() -> None:
         StrategyRegistry.register(DocumentParallel.strategy_name, DocumentParallel, DocumentParallel.__doc__)
 
 
-def check_strategy(trainer: Trainer, every: str) -> None:
+class GradientAverage(Callback):
+    """With `ddp`: one set of weights, which all processes learn by in step, each from documents of its own.
+
+    Formula: of the gradients g_r of the segments that the processes read at the same time, each of a mean over its
+    segment's tokens, the update is made from Σ_r g_r / n, where n counts those processes that have one: an update due at
+    its place in its document, which has not failed. So segments weigh alike, however many processes are at work; a process
+    that has nothing to learn, or has read all its documents, adds 0 and makes the same update.
+    """
+
+    def __init__(self) -> None:
+        self._learners: int | None = None  # n of this round, once it is known
+
+    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        strategy = trainer.strategy
+        assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
+        if strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
+            hook = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
+            _register_ddp_comm_hook(strategy.model, strategy._ddp_comm_state, *hook)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Any, batch_idx: int
+    ) -> None:
+        self._learners = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: "DynamicEvaluation", loss: Tensor) -> None:
+        if self._learners is None:
+            self._learners = self._count(pl_module, learns=True)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        assert self._learners, "a gradient is there, so one process has something to learn"
+        if self._learners < trainer.world_size:  # by which the gradients have been divided
+            gradients = [weight.grad for weight in pl_module.weights.learned if weight.grad is not None]
+            torch._foreach_mul_(gradients, trainer.world_size / self._learners)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._learners is None:
+            self._learners = self._count(pl_module, learns=False)
+            if self._learners:
+                self._follow(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
+        if trainer.strategy.launcher is not None:  # the others would wait for this one's gradients
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+
+    @staticmethod
+    def _count(pl_module: "DynamicEvaluation", learns: bool) -> int:
+        count = torch.tensor(int(learns), device=pl_module.device)
+        torch.distributed.all_reduce(count)
+        return int(count)
+
+    @staticmethod
+    def _follow(pl_module: "DynamicEvaluation") -> None:
+        """Makes the updates of a round in which this process has nothing to learn."""
+        optimizer = pl_module.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer), "some process has made an update with it"
+        for _ in range(pl_module.schedule.passes):
+            pl_module.manual_backward(torch.stack([0.0 * weight.sum() for weight in pl_module.weights.learned]).sum())
+            if pl_module.clip is not None:
+                pl_module.weights.clip_gradients(pl_module.clip)
+            optimizer.step()
+            pl_module.weights.clear_gradients()
+
+
+class PowerSGD(PowerSGDState):
+    """What torch's `powerSGD_hook` keeps: gradients are sent as products of two thin matrices, their error next time.
+
+    Source: Vogels et al. 2019 (arXiv 1905.13727).
+
+    Args:
+        rank: columns of these matrices; more send more bytes, with less error.
+        start: updates that are sent whole before, at least 2.
+    """
+
+    def __init__(self, rank: int = 4, start: int = 2) -> None:
+        super().__init__(process_group=None, matrix_approximation_rank=rank, start_powerSGD_iter=start)
+
+
+def check_strategy(trainer: Trainer, every: str, learns: bool) -> None:
     """Raises ValueError unless what `reset.every` says of learned weights holds with several processes."""
     strategy = trainer.strategy
-    if every == "never" and isinstance(strategy, DocumentParallel) and trainer.world_size > 1:
+    if learns and every == "never" and isinstance(strategy, DocumentParallel) and trainer.world_size > 1:
         raise ValueError(
             "trainer.strategy must be ddp on several devices with reset.every never, got document_parallel, in which "
             "none learns from what another has read"
         )
+    if learns_in_step(trainer) and learns and every == "never":
+        return
     if not isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
+        reason = "would average the gradients of different documents" if learns else "needs gradients to average"
         raise ValueError(
-            f"trainer.strategy must be document_parallel with reset.every {every}, got {type(strategy).__name__}, which "
-            "would average the gradients of different documents"
+            f"trainer.strategy must be document_parallel with {f'reset.every {every}' if learns else 'update null'}, got "
+            f"{type(strategy).__name__}, which {reason}"
         )
 
 
+def learns_in_step(trainer: Trainer) -> bool:
+    """Whether all processes learn one set of weights, from documents of their own."""
+    return isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DocumentParallel)
+
+
 def board_of(trainer: Trainer) -> Board:
-    """Where the processes of this run tell each other what they did."""
-    return trainer.strategy.board if isinstance(trainer.strategy, DocumentParallel) else Board()
+    """A board on which the processes of this run tell each other what they did; all are to ask for it."""
+    if isinstance(trainer.strategy, DocumentParallel):
+        return trainer.strategy.board
+    if learns_in_step(trainer):
+        apart = trainer.strategy.broadcast(os.urandom(8).hex())  # from what was told on another
+        store = PrefixStore(f"dynlight/{apart}", _get_default_store())
+        return Board(store, trainer.global_rank, trainer.world_size)
+    return Board()

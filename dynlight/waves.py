@@ -140,12 +140,33 @@ def segments(wave: Wave, context: Context) -> Iterator[Segment]:
 
 
 class SegmentStream(IterableDataset):
-    """All segments of all waves in the order in which they are scored and learned from."""
+    """All segments of all waves in the order in which they are scored and learned from.
 
-    def __init__(self, waves: Sequence[Wave], context: Context) -> None:
+    Args:
+        rounds: after its own segments it yields empty ones, until there are as many as this.
+    """
+
+    def __init__(self, waves: Sequence[Wave], context: Context, rounds: int = 0) -> None:
         self.waves = waves
         self.context = context
+        self.rounds = rounds
 
     def __iter__(self) -> Iterator[Segment]:
+        count = 0
         for wave in self.waves:
-            yield from segments(wave, self.context)
+            for segment in segments(wave, self.context):
+                yield segment
+                count += 1
+        for _ in range(self.rounds - count):
+            yield _empty_segment()
+
+
+def count_segments(waves: Sequence[Wave], context: Context) -> int:
+    """Segments of waves of one document each."""
+    return sum(1 for wave in waves for document in wave for _ in context.cuts(len(document)))
+
+
+def _empty_segment() -> Segment:
+    """A segment without documents, with which nothing begins and nothing ends."""
+    nothing = torch.empty(0, 0, dtype=torch.int64)
+    return Segment((), slice(0, 0), running=0, cut=Cut(1, 0, 0, 0), inputs=nothing, targets=nothing, bytes=())
