@@ -16,6 +16,7 @@ from typing import Any
 
 from dynlight import audit_checks as checks
 from dynlight.audit_checks import Check, Policy, Scorer, Subject, Tokens
+from dynlight.errors import raised_here
 
 HELP = """usage: python -m dynlight.audit --config X.yaml [--section.key value ...]
        python -m dynlight.audit --receipt runs/x [--documents 0,2] [--segments 0-7]
@@ -226,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = audit_run.AuditedRun(rest)
         result = audit(run.scorer, policy=options.get("policy", run.policy), **run.knowledge())  # type: ignore[arg-type]
     except ValueError as error:
-        if (ours := fit.raised_here(error)) is None:
+        if (ours := raised_here(error)) is None:
             raise
         print(f"error: {ours}", file=sys.stderr)
         return 2

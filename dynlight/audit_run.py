@@ -184,7 +184,7 @@ class RunScorer:
         stream.loaded = documents
         collect, silent = Collect(), DocumentProgress()
         silent.disable()
-        settings = copy.deepcopy(self._choices.trainer)
+        settings = fit.on_one_device(copy.deepcopy(self._choices.trainer))
         if any(len(document) for document in documents):
             fit.make_trainer(settings, [collect, silent], Path.cwd()).fit(module, stream)
         return collect

@@ -29,7 +29,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dynlight.waves import SegmentStream, waves
+from dynlight.strategies import board_of, learns_in_step
+from dynlight.waves import SegmentStream, count_segments, deal, waves
 
 STANDARD_LIBRARY = "python-stdlib"
 # Left out of it: installed packages, tests, tables, and what some systems package apart.
@@ -256,9 +257,14 @@ class DocumentStream(LightningDataModule):
             self.loaded = self.load(self._module.tokenizer)
 
     def train_dataloader(self) -> SegmentStream:
-        """The segments of all documents, wave after wave, in the order in which they are scored and learned from."""
+        """The segments of this process's documents, wave after wave, in the order of scoring and learning."""
+        assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
+        board = board_of(self.trainer)
+        shares = [waves(share, self.together) for share in deal(self.loaded, board.ranks)]
+        context = self._module.context
+        rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
         # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
-        return SegmentStream(waves(self.loaded, self.together), self._module.context)
+        return SegmentStream(shares[board.rank % board.ranks], context, rounds)
 
     @property
     def _module(self) -> Any:

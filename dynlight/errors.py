@@ -4,6 +4,7 @@ import difflib
 import inspect
 import pydoc
 import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
         return f"{setting}.class_path must be {_CLASSES[setting]}, got {named[1] if named else _flat(got)}"
     return f"{setting} must be {_EXPECTED.get(setting) or _expected(expected)}, got {_flat(got)}"
+
+
+def raised_here(error: BaseException | None) -> ValueError | None:
+    """The ValueError that dynlight raised behind an error: any other is a bug of ours and keeps its traceback."""
+    while error is not None:
+        for last in traceback.extract_tb(error.__traceback__)[-1:]:
+            is_ours = Path(last.filename).parent == Path(__file__).parent and (last.line or "").startswith("raise ")
+            if isinstance(error, ValueError) and is_ours:
+                return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _check_shape(path: str, settings: list[str]) -> None:

@@ -7,7 +7,6 @@ import pydoc
 import re
 import shutil
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from dynlight import dashboard, report
+from dynlight import dashboard, report, strategies
+from dynlight.board import ProcessFailedError
 from dynlight.context import Context
 from dynlight.documents import Document, DocumentStream
-from dynlight.errors import ConfigFile, one_line, setting_names
+from dynlight.errors import ConfigFile, one_line, raised_here, setting_names
 from dynlight.flops import FlopsLogger
 from dynlight.mixture import Mixture
 from dynlight.module import DynamicEvaluation, check_precision
@@ -132,7 +132,6 @@ def fit(config: Namespace) -> dict[str, Any]:
     """
     folder = Path(config.out or Path("runs") / _config_name(config))
     _check_rates(config)
-    _check_folder(folder, config.overwrite)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
     check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
@@ -140,6 +139,8 @@ def fit(config: Namespace) -> dict[str, Any]:
     command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
     records = Records(folder, {"name": folder.name, "command": command})
     trainer = make_trainer(choices.trainer, [FlopsLogger(), records, Receipt(folder), DocumentProgress()], folder)
+    if trainer.is_global_zero:  # the others come when it is there
+        _check_folder(folder, config.overwrite)
     choices.context.check(choices.model.config())
     tokenizer = choices.model.load_tokenizer()
     chosen = {name: choices[name] for name in CHOICES}
@@ -149,18 +150,18 @@ def fit(config: Namespace) -> dict[str, Any]:
     _check_tokens(choices.data.loaded, outline)
     seed_everything(config.seed, verbose=False)
     module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
     try:
-        parser().save(config, folder / "config.yaml", skip_unset=False)
-        settings = config.as_dict()
-        dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *CHOICES)})
+        if trainer.is_global_zero:
+            _begin(folder, config, trainer)
         trainer.fit(module, choices.data)
-    except ValueError:
-        if not records.has_begun:
+    except (ValueError, ProcessFailedError) as error:
+        if not trainer.is_global_zero and (isinstance(error, ProcessFailedError) or raised_here(error)):
+            sys.exit(2)  # process 0 says why
+        if trainer.is_global_zero and not records.has_begun:
             shutil.rmtree(folder)
         raise
+    if not trainer.is_global_zero:
+        return {"failed": []}  # process 0 says which
     summary = report.write(folder)
     print(report.printed_table(folder))
     print(f"\nreport  {folder / 'report.html'}")
@@ -168,8 +169,32 @@ def fit(config: Namespace) -> dict[str, Any]:
     return summary
 
 
+def on_one_device(settings: Namespace) -> Namespace:
+    """The trainer's settings for reading the same in this process alone; scores don't depend on it.
+
+    Raises:
+        ValueError: if they do, as all processes learn one set of weights.
+    """
+    if settings.strategy not in ("auto", "document_parallel"):
+        raise ValueError(
+            f"trainer.strategy must be auto or document_parallel to be read again, got {settings.strategy}"
+        )
+    return Namespace(**(settings.as_dict() | {"strategy": "auto", "devices": 1, "num_nodes": 1}))
+
+
+def _begin(folder: Path, config: Namespace, trainer: Trainer) -> None:
+    """Makes the run's folder, with the configuration in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    parser().save(config, folder / "config.yaml", skip_unset=False)
+    settings = config.as_dict()
+    dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *CHOICES)})
+
+
 def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> Trainer:
     """Lightning's Trainer for reading each document once, in order."""
+    strategies.register()
     chosen = settings.as_dict()
     callbacks = [*meters, *(chosen.pop("callbacks") or [])]
     try:
@@ -185,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says.
 
     Returns the exit status: 0; 2 if the configuration cannot be run (one line on stderr says why); 3 if a document
-    failed on the way.
+    failed on the way. Of several processes the first alone prints.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(arguments) or not arguments:
@@ -199,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {ours}", file=sys.stderr)
         return 2
+    except ProcessFailedError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return failure.status
     for document in summary["failed"]:
         where = "" if document["segment"] is None else f" in segment {document['segment']}"
         print(
@@ -238,22 +266,11 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
     """Raises ValueError where a document has a token that the model has no embedding for."""
     rows = outline.model.get_input_embeddings().num_embeddings
     for document in documents:
-        if (highest := max([document.prefix, *document.tokens.max(dim=0, keepdim=True)[0].tolist()])) >= rows:
+        if (highest := max(document.prefix, int(document.tokens.max()) if len(document) else 0)) >= rows:
             raise ValueError(
                 f"model.tokenizer must give ids below {rows}, the rows of the model's embedding, got {highest} in "
                 f"{document.name}; choose the tokenizer that the model was trained with"
             )
-
-
-def raised_here(error: BaseException | None) -> ValueError | None:
-    """The ValueError that dynlight raised behind an error: any other is a bug of ours and keeps its traceback."""
-    while error is not None:
-        for last in traceback.extract_tb(error.__traceback__)[-1:]:
-            is_ours = Path(last.filename).parent == Path(__file__).parent and (last.line or "").startswith("raise ")
-            if isinstance(error, ValueError) and is_ours:
-                return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _logging_into(folder: Path, config: Namespace) -> Namespace:

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynlight.context import Cut
 from dynlight.report import bits_per_byte, nats_per_token, word_perplexity
+from dynlight.strategies import board_of
 from dynlight.updates import RMSDynamic
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, token_nats
@@ -204,6 +205,9 @@ class FlopsLogger(Callback):
     documents that were read to their end, as words are counted in whole documents. A document that failed is taken out
     again. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs, `by_tokens/…` over tokens. Of a
     mixture the weight of each expert is logged too, `weight/…`.
+
+    Of several processes the first logs: sums are those of all, as they told within the last second and at the end, and
+    only those of `segment_…` and `weight/…` are its own.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
@@ -212,6 +216,8 @@ class FlopsLogger(Callback):
         self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
         self._read, self._whole = _Sums(), _Sums()
         self._running: dict[int, _Sums] = {}
+        self._board = board_of(trainer)
+        self._step = 0
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for axis in self._axes:
@@ -239,18 +245,19 @@ class FlopsLogger(Callback):
             self._costs["static_flops"] += flops.static
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
-        series = self._series(score)
+        self._step = batch_idx
         weights = _expert_weights(score, pl_module.expert_names)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                drawn = {f"by_{axis}/{name}": value for axis in self._axes for name, value in series.items()}
-                costs = {f"cost/{name}": cost for name, cost in self._costs.items()}
-                logger.log_metrics(self._axes | drawn | costs | weights)
-            else:
-                logger.log_metrics(self._axes | series | self._costs | weights, step=batch_idx)
+        self._log(trainer, batch_idx, self._add(score), score.static_nats is not None, weights)
 
-    def _series(self, score: "Score") -> dict[str, float]:
-        has_static = score.static_sums is not None
+    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        if trainer.loggers and self._board.ranks > 1:
+            self._totals(at_once=True)
+            self._board.wait("last series")
+            has_static = pl_module.reference is not None
+            self._log(trainer, self._step + 1, None, has_static, {}, at_once=True)
+
+    def _add(self, score: "Score") -> _Sums:
+        """Adds a segment to the sums, and gives its own."""
         static = score.static_sums or [0.0] * len(score.sums)
         segment, finished = _Sums(), score.segment.finished
         for row in score.rows:
@@ -261,23 +268,54 @@ class FlopsLogger(Callback):
             if document in finished:
                 self._whole.add(self._running.pop(document.index))
                 self._whole.words += document.words
-        read, whole = self._read, self._whole
-        read.add(segment)
-        series = {
-            "bits_per_byte": bits_per_byte(read.nats, read.bytes),
-            "nats_per_token": nats_per_token(read.nats, read.tokens),
-            "word_perplexity": word_perplexity(whole.nats, whole.words),
-            "segment_nats_per_token": nats_per_token(segment.nats, segment.tokens),
+        self._read.add(segment)
+        return segment
+
+    def _totals(self, at_once: bool = False) -> tuple[dict[str, float], dict[str, float], _Sums, _Sums]:
+        """Axes, costs, and the sums over what was read and over whole documents, of all processes."""
+        parts = (self._axes, self._costs, vars(self._read), vars(self._whole))
+        numbers = iter(self._board.total("series", [each for part in parts for each in part.values()], at_once))
+        axes, costs, read, whole = ({name: next(numbers) for name in part} for part in parts)
+        return axes, costs, _Sums(**read), _Sums(**whole)  # type: ignore[arg-type]
+
+    def _log(
+        self,
+        trainer: Trainer,
+        step: int,
+        segment: _Sums | None,
+        has_static: bool,
+        weights: dict[str, float],
+        at_once: bool = False,
+    ) -> None:
+        axes, costs, read, whole = self._totals(at_once)
+        series = _series(read, whole, segment, has_static)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
+                drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
+                logger.log_metrics(axes | drawn | weights)
+            else:
+                logger.log_metrics(axes | series | costs | weights, step=step)
+
+
+def _series(read: _Sums, whole: _Sums, segment: _Sums | None, has_static: bool) -> dict[str, float]:
+    """The ratios of what was read, of whole documents, and of the last segment if there is one."""
+    last = segment or _Sums()
+    series = {
+        "bits_per_byte": bits_per_byte(read.nats, read.bytes),
+        "nats_per_token": nats_per_token(read.nats, read.tokens),
+        "word_perplexity": word_perplexity(whole.nats, whole.words),
+        "segment_nats_per_token": nats_per_token(last.nats, last.tokens),
+    }
+    if has_static:
+        series |= {
+            "static_bits_per_byte": bits_per_byte(read.static_nats, read.bytes),
+            "gain_bits_per_byte": bits_per_byte(read.static_nats - read.nats, read.bytes),
+            "static_nats_per_token": nats_per_token(read.static_nats, read.tokens),
+            "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
+            "segment_gain_nats_per_token": nats_per_token(last.static_nats - last.nats, last.tokens),
         }
-        if has_static:
-            series |= {
-                "static_bits_per_byte": bits_per_byte(read.static_nats, read.bytes),
-                "gain_bits_per_byte": bits_per_byte(read.static_nats - read.nats, read.bytes),
-                "static_nats_per_token": nats_per_token(read.static_nats, read.tokens),
-                "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
-                "segment_gain_nats_per_token": nats_per_token(segment.static_nats - segment.nats, segment.tokens),
-            }
-        return {name: value for name, value in series.items() if value is not None}
+    return {name: value for name, value in series.items() if value is not None}
 
 
 def _expert_weights(score: "Score", names: list[str]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from dynlight.mixture import Mixture
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
+from dynlight.strategies import GradientAverage, check_strategy, learns_in_step
 from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, width_scale
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Stacked
@@ -140,7 +140,8 @@ class DynamicEvaluation(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The two policies; Lightning adds them to the Trainer's own callbacks."""
-        return [self.reset_choice, self.schedule]
+        in_step: list[Callback] = [GradientAverage()] if learns_in_step(self.trainer) else []
+        return [self.reset_choice, self.schedule, *in_step]
 
     def configure_optimizers(self) -> list[Optimizer]:
         """An optimizer for each expert's learned weights, which are where they will stay (the model has been moved)."""
@@ -164,11 +165,11 @@ class DynamicEvaluation(LightningModule):
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            setting = "devices must be 1" if trainer.world_size > 1 else "strategy must be auto"
+        check_strategy(trainer, self.reset_choice.every, learns=bool(self.updates))
+        if self.mixture is not None and learns_in_step(trainer):
             raise ValueError(
-                f"trainer.{setting}, got {type(trainer.strategy).__name__} on {trainer.world_size} device(s), which "
-                "would average the gradients of documents; set trainer: {devices: 1, strategy: auto}"
+                f"trainer.strategy must be document_parallel or auto with rates or a mixture, got "
+                f"{type(trainer.strategy).__name__}, which averages the gradients of one set of weights"
             )
         check_precision(trainer.precision)
         # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.

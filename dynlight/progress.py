@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from dynlight.report import bits_per_byte, number
+from dynlight.strategies import board_of
 from dynlight.waves import Segment
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class DocumentProgress(ProgressBar):
     """Shows documents done, tokens per second, running bits per byte (static → adapted), and the time left.
 
     On a terminal it is one line that is written again, no wider than the terminal; elsewhere a line every ten seconds,
-    and the last.
+    and the last. Of several processes the first shows what all have read, as they told within the last second.
 
     Args:
         seconds: the least time between two refreshes on a terminal.
@@ -40,10 +41,12 @@ class DocumentProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
+        self._board = board_of(trainer)
         self._documents = len(documents)
-        self._finished = sum(len(document) == 0 for document in documents)
+        self._empty = sum(len(document) == 0 for document in documents)
         self._tokens = sum(len(document) for document in documents)
-        self._read = 0
+        self._read = self._finished = 0  # by this process
+        self._is_done = False
         self._is_terminal = sys.stderr.isatty()
         self._began = self._shown = time.perf_counter()
 
@@ -52,40 +55,55 @@ class DocumentProgress(ProgressBar):
     ) -> None:
         self._read += batch.targets.numel()
         self._finished += len(batch.finished)
-        now = time.perf_counter()
-        if now - self._shown >= (self._seconds if self._is_terminal else 10):
-            self._shown = now
-            self._show(pl_module)
+        self._show_now_and_then(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        self._is_done = True
+        while self._counts(pl_module)[-1] < self._board.ranks and self._board.rank == 0:
+            self._board.look()
+            self._show_now_and_then(pl_module)
+            time.sleep(0.05)
         self._show(pl_module, end="\n")
 
     def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
         if self._enabled and getattr(self, "_is_terminal", False):
             print(file=sys.stderr)  # what comes next begins on a line of its own
 
+    def _show_now_and_then(self, pl_module: "DynamicEvaluation") -> None:
+        now = time.perf_counter()
+        if now - self._shown >= (self._seconds if self._is_terminal else 10):
+            self._shown = now
+            self._show(pl_module)
+
+    def _counts(self, pl_module: "DynamicEvaluation") -> list[float]:
+        """Of all processes: tokens read, documents finished; nats and bytes, and those of the reference; how many are done."""
+        sums = [float(each) for metric in (pl_module.adapted, pl_module.static) for each in (metric.nats, metric.bytes)]
+        mine = [self._read, self._finished, *sums, self._is_done]
+        return self._board.total("progress", mine, at_once=self._is_done)
+
     def _show(self, pl_module: "DynamicEvaluation", end: str = "") -> None:
+        counts = self._counts(pl_module)
         if not self._enabled:
             return
         width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 119
-        line = self._line(pl_module, width)
+        line = self._line(counts, width)
         if self._is_terminal:
             print(f"\r{line}\x1b[K", end=end, file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _line(self, pl_module: "DynamicEvaluation", width: int) -> str:
+    def _line(self, counts: list[float], width: int) -> str:
         """What there is to tell, in at most `width` columns: the less important gives way first."""
+        read, finished, nats, size, static_nats, static_size, _ = counts
         seconds = time.perf_counter() - self._began
-        left = seconds * (self._tokens - self._read) / self._read if self._read else 0.0
-        share = self._read / self._tokens if self._tokens else 1.0
-        adapted = bits_per_byte(float(pl_module.adapted.nats), int(pl_module.adapted.bytes))
-        static = bits_per_byte(float(pl_module.static.nats), int(pl_module.static.bytes))
+        left = seconds * (self._tokens - read) / read if read else 0.0
+        share = read / self._tokens if self._tokens else 1.0
+        adapted, static = bits_per_byte(nats, size), bits_per_byte(static_nats, static_size)
         found = (
             f"static {number(static, 2)} → adapted {number(adapted, 2)}" if static is not None else number(adapted, 2)
         )
-        documents = f"{self._finished:,}/{self._documents:,}"
-        speed, remaining = f"{self._read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
+        documents = f"{finished + self._empty:,.0f}/{self._documents:,}"
+        speed, remaining = f"{read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
         for parts in (
             (f"{bar} {share:4.0%}", f"{documents} documents", speed, f"bits per byte {found}", remaining),

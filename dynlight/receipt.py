@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
+from dynlight.strategies import board_of
 from dynlight.waves import Segment, waves
 from dynlight.weights import InPlace, Stacked, as_index
 
@@ -67,22 +68,26 @@ class Receipt(Callback):
             "ledger": [],
         }
         self._link = first_link(self.contents)
+        self._board = board_of(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
     ) -> None:
         # Reading all weights twice a segment would cost twice; torch counts what is done to a tensor. What goes round
         # its count (`weight.data.mul_`) shows in the digest after learning, and then when the row is played again.
-        unchanged = self._seen is not None and self._seen == _state(pl_module)
-        self._before = self._after if unchanged else digests(pl_module, batch.rows)
+        state = _state(pl_module)
+        unchanged = self._seen is not None and self._seen == state
+        self._before, self._seen = self._after if unchanged else digests(pl_module, batch.rows), state
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         if (score := pl_module.score) is None:
             return
-        after = digests(pl_module, batch.rows) if score.updates else self._before
-        self._after, self._seen = after, _state(pl_module)
+        # Without an update of this process's, too, weights may have changed: with `ddp` all learn what one has read.
+        state = _state(pl_module)
+        after = digests(pl_module, batch.rows) if score.updates or state != self._seen else self._before
+        self._after, self._seen = after, state
         for row in score.rows:
             commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
             commit += [score.sums[row], self._before[row], after[row]]
@@ -90,12 +95,29 @@ class Receipt(Callback):
             self.contents["ledger"].append([*commit, self._link])
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        if self.folder is not None:
+        if self.folder is not None and self._board.ranks > 1:
+            self._join(self.folder)
+        if self.folder is not None and self._board.rank == 0:
             text = json.dumps(self.contents | {"ledger": None}, indent=1)
             rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
             (self.folder / "receipt.json").write_text(
                 text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n"
             )
+
+    def _join(self, folder: Path) -> None:
+        """Makes one ledger, document by document, of those of all processes; process 0 has it."""
+        parts = [folder / f".receipt.{rank}.json" for rank in range(self._board.ranks)]
+        parts[self._board.rank].write_text(json.dumps(self.contents["ledger"]))
+        self._board.wait("receipt")
+        if self._board.rank > 0:
+            return
+        rows = [row for part in parts for row in json.loads(part.read_text())]
+        self.contents["ledger"], before = [], first_link(self.contents)
+        for *commit, _ in sorted(rows, key=lambda row: row[:2]):
+            before = link(before, commit)
+            self.contents["ledger"].append([*commit, before])
+        for part in parts:
+            part.unlink()
 
 
 def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
@@ -274,7 +296,7 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     silent = DocumentProgress()
     silent.disable()
     last = max(row[1] for row in chosen) if len(stream.loaded) <= stream.together else None
-    fit.make_trainer(choices.trainer, [again, silent, _StopAfter(last)], folder).fit(module, stream)
+    fit.make_trainer(fit.on_one_device(choices.trainer), [again, silent, _StopAfter(last)], folder).fit(module, stream)
     hashes = again.contents["hashes"] | {
         "data": hash_of_documents(loaded),
         "config": hash_of((folder / "config.yaml").read_bytes()),

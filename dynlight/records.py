@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, Trainer
 
 from dynlight.documents import Document
 from dynlight.report import documents_table
+from dynlight.strategies import board_of
 from dynlight.waves import Segment
 
 if TYPE_CHECKING:
@@ -97,7 +98,13 @@ class Records(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         self._schemas = SCHEMAS | (_MIXTURE_SCHEMAS if pl_module.mixture is not None else {})
         self._began = time.perf_counter()
-        self._rows.mkdir(parents=True, exist_ok=True)
+        self._board = board_of(trainer)
+        self.folder = Path(self._board.of_first("folder", str(self.folder)))  # where it is temporary, each has another
+        if self._board.rank == 0:
+            self._rows.mkdir(parents=True, exist_ok=True)
+        self._board.wait("rows")
+        if not self._rows.is_dir():
+            raise ValueError(f"out must be a folder that all nodes share, got {self.folder}, which this one lacks")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
@@ -113,6 +120,11 @@ class Records(Callback):
             self._parts.pop(document.index).close()
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        mine = {"failed": list(pl_module.failed.items()), "peak_memory_bytes": _peak_memory(pl_module.device)}
+        processes = self._board.gather("records", mine)
+        if not processes:  # process 0 joins what all have written
+            return
+        failed = dict(entry for process in processes for entry in process["failed"])
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
         for name, schema in self._schemas.items():
             _join(
@@ -122,11 +134,12 @@ class Records(Callback):
             )
         shutil.rmtree(self._rows)
         run = self._settings | {
-            "documents": [_describe(document, pl_module.failed) for document in documents],
+            "documents": [_describe(document, failed) for document in documents],
             "protocol": pl_module.protocol,
             "experts": _describe_experts(pl_module) if pl_module.mixture is not None else None,
             "seconds": time.perf_counter() - self._began,
-            "peak_memory_bytes": _peak_memory(pl_module.device),
+            "peak_memory_bytes": max(process["peak_memory_bytes"] for process in processes),
+            "processes": len(processes),
             "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
             "learned_parameters": sum(weight.numel() for weight in pl_module.weights.initial),
             "device": str(pl_module.device),

@@ -5,6 +5,7 @@ what is checked and set of torch's optimizers.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,9 @@ class GradientStatistics:
         statistics = self.collect(module)
         if self.file is not None:
             Path(self.file).parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.cpu() for name, value in zip(learned, statistics, strict=True)}, self.file)
+            draft = f"{self.file}.{os.getpid()}"  # another process may be about to read it
+            save_file({name: value.cpu() for name, value in zip(learned, statistics, strict=True)}, draft)
+            os.replace(draft, self.file)
         return statistics
 
     def collect(self, module: "DynamicEvaluation") -> list[Tensor]:

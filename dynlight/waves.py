@@ -10,6 +10,7 @@ document's short last segment is a forward of its own; these come first, and tho
     segment 2   row 0 (2 tokens)
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -70,6 +71,49 @@ def waves(documents: Sequence["Document"], together: int = 1) -> list[Wave]:
     return [tuple(running[i : i + together]) for i in range(0, len(running), together)]
 
 
+def deal(documents: Sequence["Document"], ranks: int) -> list[list["Document"]]:
+    """The documents of each of `ranks` processes, in their given order, so that the longest share is hardly over the mean.
+
+    The longest document not dealt yet goes to the share with the fewest tokens. Then, while the longest share is more
+    than 5% over the mean, it exchanges a document with another share, or gives one away, where that shortens it.
+    """
+    shares: list[list[Document]] = [[] for _ in range(ranks)]
+    fewest = [(0, rank) for rank in range(ranks)]
+    for document in sorted(documents, key=lambda document: (-len(document), document.index)):
+        tokens, rank = fewest[0]
+        shares[rank].append(document)
+        heapq.heapreplace(fewest, (tokens + len(document), rank))
+    while _shorten_longest(shares):
+        pass
+    return [sorted(share, key=lambda document: document.index) for share in shares]
+
+
+def _shorten_longest(shares: list[list["Document"]]) -> bool:
+    """Makes the exchange that levels the longest share best; False where none is needed or helps."""
+    tokens = [sum(map(len, share)) for share in shares]
+    most = max(tokens)
+    longest = tokens.index(most)
+    if most * len(shares) <= 1.05 * sum(tokens):
+        return False
+    best: tuple[int, int, Document, Document | None] | None = None
+    for rank, share in enumerate(shares):
+        for given in shares[longest]:
+            for taken in (None, *share):
+                moved = len(given) - (len(taken) if taken else 0)
+                level = max(most - moved, tokens[rank] + moved)
+                if rank != longest and level < (best[0] if best else most):
+                    best = level, rank, given, taken
+    if best is None:
+        return False
+    _, rank, given, taken = best
+    shares[longest].remove(given)
+    shares[rank].append(given)
+    if taken is not None:
+        shares[rank].remove(taken)
+        shares[longest].append(taken)
+    return True
+
+
 def segments(wave: Wave, context: Context) -> Iterator[Segment]:
     """The segments of a wave, position by position; together they score each token of it exactly once."""
     sequences = [torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave]
@@ -95,12 +139,33 @@ def segments(wave: Wave, context: Context) -> Iterator[Segment]:
 
 
 class SegmentStream:
-    """All segments of all waves in the order in which they are scored and learned from."""
+    """All segments of all waves in the order in which they are scored and learned from.
 
-    def __init__(self, waves: Sequence[Wave], context: Context) -> None:
+    Args:
+        rounds: after its own segments it yields empty ones, until there are as many as this.
+    """
+
+    def __init__(self, waves: Sequence[Wave], context: Context, rounds: int = 0) -> None:
         self.waves = waves
         self.context = context
+        self.rounds = rounds
 
     def __iter__(self) -> Iterator[Segment]:
+        count = 0
         for wave in self.waves:
-            yield from segments(wave, self.context)
+            for segment in segments(wave, self.context):
+                yield segment
+                count += 1
+        for _ in range(self.rounds - count):
+            yield _empty_segment()
+
+
+def count_segments(waves: Sequence[Wave], context: Context) -> int:
+    """Segments of waves of one document each."""
+    return sum(1 for wave in waves for document in wave for _ in context.cuts(len(document)))
+
+
+def _empty_segment() -> Segment:
+    """A segment without documents, with which nothing begins and nothing ends."""
+    nothing = torch.empty(0, 0, dtype=torch.int64)
+    return Segment((), slice(0, 0), running=0, cut=Cut(1, 0, 0, 0), inputs=nothing, targets=nothing, bytes=())

@@ -380,11 +380,23 @@ KNOWN_BEFORE_LOADING = {
     ),
     "copies on two devices": (
         at("trainer", {"accelerator": "cpu", "strategy": "ddp", "devices": 2}),
-        "trainer.devices must be 1, got DDPStrategy on 2 device(s), which would average the gradients of "
-        "documents; set trainer: {devices: 1, strategy: auto}",
+        "trainer.strategy must be document_parallel with reset.every document, got DDPStrategy, which would average "
+        "the gradients of different documents",
     ),
-    "two devices": (at("trainer.devices", 2), "trainer.devices must be 1, got ..."),
-    "copies on one device": (at("trainer.strategy", "ddp"), "trainer.strategy must be auto, got DDPStrategy on 1 ..."),
+    "two devices": (
+        at("trainer.devices", 2),
+        "trainer.strategy must be document_parallel with reset.every document, got DDPStrategy, which would ...",
+    ),
+    "copies on one device": (
+        at("trainer.strategy", "ddp"),
+        "trainer.strategy must be document_parallel with reset.every document, got DDPStrategy, which would ...",
+    ),
+    "documents apart that build on each other": (
+        {"trainer.strategy": "document_parallel", "trainer.devices": 2, "reset.every": "never"},
+        "trainer.strategy must be ddp on several devices with reset.every never, got document_parallel, in which none "
+        "learns from what another has read",
+    ),
+    "no strategy": (at("trainer.strategy", "abacus"), "trainer.strategy must be what Lightning can run here, got ..."),
     # Many rates
     "a rate beside rates": (
         {"rates": [0.1], "update.init_args.lr": 0.5},
