@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
 from dynlight.strategies import GradientAverage, check_strategy, learns_in_step
-from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, width_scale
+from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, usual_rates
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Stacked
 
@@ -120,8 +120,9 @@ class DynamicEvaluation(LightningModule):
         self.context = context
         self.parameters_choice = parameters or All()
         self.mixture = Mixture() if mixture is None and rates is not None else mixture
-        scale = self.parameters_choice.rate_scale * width_scale(model)
-        self.updates = experts(update, rates, self.mixture, scale)
+        width = model.get_input_embeddings().embedding_dim
+        usual = partial(usual_rates, width=width, adapters=self.parameters_choice.are_adapters)
+        self.updates = experts(update, usual if rates is None else rates, self.mixture)
         self.schedule = schedule or UpdateFrequency()
         self.reset_choice = reset or ResetWeights()
         self.reference = reference

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 class Parameters(ABC):
     """Says which weights of a model may learn."""
 
-    rate_scale = 1.0  # how much larger than those of the model's own weights the usual rates are
+    are_adapters = False  # whether what learns is added to the model, and begins without effect
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
@@ -52,7 +52,7 @@ class LoRA(Parameters):
         ValueError: if a number is out of range, or no module of the model matches `targets`.
     """
 
-    rate_scale = 10.0  # with B at zero, A doesn't learn at first
+    are_adapters = True
 
     def __init__(
         self,

@@ -32,31 +32,31 @@ Update = Callable[[Iterable[Parameter]], Optimizer]
 _ELEMENTWISE = "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSDynamic RMSprop Rprop SGD".split()
 
 
-# Rates to try where none is given, a decade a rule, for models as small as `tiny-books`; see `usual_rates`.
+# Rates to try where none is given, a decade a rule, and how many times higher they are for adapters: a rule that divides
+# the gradient by its size makes steps of its rate, and adapters need longer ones.
 _USUAL_RATES = {
-    "SGD ASGD": (0.03, 0.1, 0.3),
-    "Adam AdamW Adamax NAdam RAdam": (1e-4, 3e-4, 1e-3),
-    "RMSprop RMSDynamic": (3e-5, 1e-4, 3e-4),
-    "Adagrad": (3e-4, 1e-3, 3e-3),
-    "Adadelta": (0.1, 0.3, 1.0),
-    "Rprop": (1e-5, 3e-5, 1e-4),
+    "SGD ASGD": ((0.03, 0.1, 0.3), 1),
+    "Adam AdamW Adamax NAdam RAdam": ((1e-4, 3e-4, 1e-3), 10),
+    "RMSprop": ((3e-5, 1e-4, 3e-4), 10),
+    "RMSDynamic": ((3e-5, 1e-4, 3e-4), 1),
+    "Adagrad": ((3e-4, 1e-3, 3e-3), 10),
+    "Adadelta": ((0.1, 0.3, 1.0), 1),
+    "Rprop": ((1e-5, 3e-5, 1e-4), 10),
 }
 _USUAL_WIDTH = 256
 
 
 def experts(
     update: Update | Sequence[Update] | None,
-    rates: Sequence[float] | None,
+    rates: Sequence[float] | Callable[[Update], Sequence[float]],
     mixture: object | None,
-    scale: float,
 ) -> list[Update]:
     """The rules that learn from each document, each by itself.
 
     Args:
         update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do.
-        rates: learning rates in place of the rules' own; None: with a mixture the usual ones.
+        rates: learning rates in place of the rules' own, or what gives those of a rule.
         mixture: what the rules predict together by; None: there is one rule at most, at its own rate.
-        scale: of the usual rates.
 
     Raises:
         ValueError: if there are several rules and no mixture, or a rate is none.
@@ -66,33 +66,33 @@ def experts(
         if len(rules) > 1:
             raise ValueError(f"update must be one rule where nothing is mixed, got {len(rules)}; set mixture: {{}}")
         return rules
-    if rates is not None:
-        if not rates or len(set(rates)) < len(rates):
-            raise ValueError(f"rates must be different learning rates, at least one, got {list(rates)}")
-        if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:
-            raise ValueError(f"rates must be at least 0 and finite, got {wrong[0]}")
     rules = rules or [torch.optim.SGD, torch.optim.Adam]
-    return [at_rate(rule, rate) for rule in rules for rate in rates or usual_rates(rule, scale)]
+    if callable(rates):
+        return [at_rate(rule, rate) for rule in rules for rate in rates(rule)]
+    if not rates or len(set(rates)) < len(rates):
+        raise ValueError(f"rates must be different learning rates, at least one, got {list(rates)}")
+    if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:
+        raise ValueError(f"rates must be at least 0 and finite, got {wrong[0]}")
+    return [at_rate(rule, rate) for rule in rules for rate in rates]
 
 
-def usual_rates(update: Update, scale: float = 1.0) -> list[float]:
-    """Three rates, a decade wide, that suit a rule on a small model, times `scale`.
+def usual_rates(update: Update, width: int, adapters: bool = False) -> list[float]:
+    """Three rates, a decade wide, that suit a rule: those found on small models, times min(1, 256 / width).
+
+    The best rate falls with the width (Yang et al. 2022, arXiv 2203.03466); where exactly it lies is left to the mixture.
+
+    Args:
+        update: the rule.
+        width: of the model's embedding.
+        adapters: whether adapters learn, rather than the model's own weights.
 
     Raises:
         ValueError: if the rule is not elementwise.
     """
     name = type(new_optimizer(update, [Parameter(torch.zeros(1, 1))], "in a mixture")).__name__
-    (rates,) = (rates for names, rates in _USUAL_RATES.items() if name in names.split())
+    ((rates, factor),) = (found for names, found in _USUAL_RATES.items() if name in names.split())
+    scale = min(1.0, _USUAL_WIDTH / width) * (factor if adapters else 1)
     return [float(f"{scale * rate:.2g}") for rate in rates]
-
-
-def width_scale(model: Any) -> float:
-    """What the usual rates of a small model are multiplied by for a wider one: min(1, 256 / width).
-
-    The best rate falls with the width (Yang et al. 2022, arXiv 2203.03466); where exactly it lies is left to the mixture.
-    """
-    embeddings = model.get_input_embeddings()
-    return min(1.0, _USUAL_WIDTH / embeddings.embedding_dim)
 
 
 def at_rate(update: Update, rate: float) -> Update:
