@@ -245,10 +245,10 @@ def _check_hook(strategy: Any) -> None:
             "which torch has on CUDA alone"
         )
     waits = getattr(strategy._ddp_comm_hook, "__module__", "") == PowerSGDState.__module__
-    if waits and "bucket_cap_mb" not in strategy._ddp_kwargs:
+    if waits and strategy._ddp_kwargs.get("bucket_cap_mb") is None:
         raise ValueError(
             "trainer.strategy must send all gradients at once with PowerSGD on CPU, where several parts would wait for "
-            "each other, got no bucket_cap_mb; set trainer.strategy.dict_kwargs: {bucket_cap_mb: 1000}"
+            "each other, got no bucket_cap_mb; set trainer.strategy.init_args.bucket_cap_mb: 1000"
         )
 
 

@@ -33,12 +33,8 @@ def library(tmp_path_factory, byte_tokenizer):
 
 
 def hook(path, state=None):
-    settings = {"ddp_comm_hook": path} | ({"ddp_comm_state": state} if state else {})
-    return {
-        "class_path": "lightning.pytorch.strategies.DDPStrategy",
-        "init_args": settings,
-        "dict_kwargs": {"bucket_cap_mb": 1000},
-    }
+    settings = {"bucket_cap_mb": 1000, "ddp_comm_hook": path} | ({"ddp_comm_state": state} if state else {})
+    return {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": settings}
 
 
 POWER = {"class_path": "dynlight.strategies.PowerSGD", "init_args": {"rank": 4}}
