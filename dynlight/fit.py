@@ -61,7 +61,8 @@ around them
                     it does not, which saves its cost
   clip              the largest gradient norm of a document; null: no bound
   trainer           Lightning's Trainer: accelerator, devices, precision,
-                    strategy, logger, callbacks
+                    strategy (several: document_parallel), num_nodes, logger,
+                    callbacks
   seed              of everything random
   out, overwrite    the run's folder (default: runs/<name of the file>), and
                     whether to replace it

@@ -228,12 +228,18 @@ def check_strategy(trainer: Trainer, every: str, learns: bool) -> None:
     if learns_in_step(trainer) and learns and every == "never":
         _check_hook(strategy)
         return
-    if not isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
-        reason = "would average the gradients of different documents" if learns else "needs gradients to average"
+    if isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
+        return
+    if not isinstance(strategy, DDPStrategy):
         raise ValueError(
-            f"trainer.strategy must be document_parallel with {f'reset.every {every}' if learns else 'update null'}, got "
-            f"{type(strategy).__name__}, which {reason}"
+            f"trainer.strategy must be auto, document_parallel or ddp, got {type(strategy).__name__}; weights that lie in "
+            "parts on several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA"
         )
+    reason = "would average the gradients of different documents" if learns else "needs gradients to average"
+    raise ValueError(
+        f"trainer.strategy must be document_parallel with {f'reset.every {every}' if learns else 'update null'}, got "
+        f"{type(strategy).__name__}, which {reason}"
+    )
 
 
 def _check_hook(strategy: Any) -> None:

@@ -421,7 +421,8 @@ KNOWN_BEFORE_LOADING = {
     ),
     "sharded weights": (
         at("trainer.strategy", {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}),
-        "trainer.strategy must be document_parallel with reset.every document, got ModelParallelStrategy, which ...",
+        "trainer.strategy must be auto, document_parallel or ddp, got ModelParallelStrategy; weights that lie in parts on "
+        "several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA",
     ),
     "no strategy": (at("trainer.strategy", "abacus"), "trainer.strategy must be what Lightning can run here, got ..."),
     # The folder
