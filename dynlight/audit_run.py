@@ -182,6 +182,7 @@ class RunScorer:
         module = DynamicEvaluation(copy.deepcopy(self._model), self._tokenizer, **chosen)
         stream = copy.copy(self._choices.data)
         stream.loaded = documents
+        stream.together = 1 if stream.together == "auto" else stream.together
         collect, silent = Collect(), DocumentProgress()
         silent.disable()
         settings = fit.on_one_device(copy.deepcopy(self._choices.trainer))

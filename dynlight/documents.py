@@ -20,7 +20,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import fsspec
 import numpy as np
@@ -174,7 +174,8 @@ class DocumentStream(LightningDataModule):
         text_column: column that holds the text.
         documents: how many to read, from the first; left out: all (of `python-stdlib` the 12 longest).
         max_tokens: how many tokens of each document to read, from its first.
-        together: how many documents adapt at once, each with its own weights.
+        together: how many documents adapt at once, each with its own weights; `auto`: as many as fit into memory, which
+            `dynlight.fit` measures.
         streaming: read rows as they are needed, instead of downloading and converting the whole split first.
 
     Raises:
@@ -191,11 +192,12 @@ class DocumentStream(LightningDataModule):
         text_column: str = "text",
         documents: int | None = None,
         max_tokens: int | None = None,
-        together: int = 1,
+        together: int | Literal["auto"] = 1,
         streaming: bool = False,
     ) -> None:
         super().__init__()
-        for setting, count in {"documents": documents, "max_tokens": max_tokens, "together": together}.items():
+        counts = {"documents": documents, "max_tokens": max_tokens, "together": 1 if together == "auto" else together}
+        for setting, count in counts.items():
             if (type(count) is not int or count < 1) and (count is not None or setting == "together"):
                 raise ValueError(f"data.{setting} must be at least 1, got {count!r}")
         source = {"name": name, "data_files": data_files, "data_dir": data_dir, "split": split}
@@ -255,10 +257,16 @@ class DocumentStream(LightningDataModule):
         """Loads the documents with the tokenizer of the model that will read them, unless they are loaded already."""
         if not self.loaded:
             self.loaded = self.load(self._module.tokenizer)
+        assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
+        self.together = board_of(self.trainer).of_first("together", self.together)
+        if self.together == "auto":
+            raise ValueError(
+                "data.together must be a number outside of dynlight.fit, which measures what fits, got auto"
+            )
 
     def train_dataloader(self) -> SegmentStream:
         """The segments of this process's documents, wave after wave, in the order of scoring and learning."""
-        assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
+        assert self.trainer is not None and self.together != "auto", "setup has been called"
         board = board_of(self.trainer)
         shares = [waves(share, self.together) for share in deal(self.loaded, board.ranks)]
         context = self._module.context

@@ -7,17 +7,20 @@ import pydoc
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from dynlight import dashboard, report, strategies
+from dynlight import dashboard, report, strategies, together
 from dynlight.board import ProcessFailedError
 from dynlight.context import Context
 from dynlight.documents import Document, DocumentStream
@@ -62,7 +65,8 @@ around them
   rates             learning rates that each learn from every document
   mixture           how they predict together: switching; {}: no rate is needed
   trainer           Lightning's Trainer: accelerator, devices, precision,
-                    strategy, logger, callbacks
+                    strategy (several: document_parallel), num_nodes, logger,
+                    callbacks
   seed              of everything random
   out, overwrite    the run's folder (default: runs/<name of the file>), and
                     whether to replace it
@@ -148,12 +152,27 @@ def fit(config: Namespace) -> dict[str, Any]:
     outline.check(trainer, choices.data)
     choices.data.loaded = choices.data.load(tokenizer)
     _check_tokens(choices.data.loaded, outline)
+    make_trial = partial(_trial, choices, chosen, trainer, folder)
+    if choices.data.together == "auto" and trainer.is_global_zero:  # the others take the number from it
+        choice = together.choose(make_trial, together.most_to_read(choices.data.loaded, trainer.world_size, outline))
+        choices.data.together = config.data.together = choice.together
+        print(choice)
     seed_everything(config.seed, verbose=False)
     module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
     try:
         if trainer.is_global_zero:
             _begin(folder, config, trainer)
         trainer.fit(module, choices.data)
+    except torch.OutOfMemoryError as error:
+        if not trainer.is_global_zero:
+            sys.exit(1)  # process 0 says why
+        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+        del module
+        fits = together.largest_that_fits(make_trial(), choices.data.together - 1)
+        raise ValueError(
+            f"data.together must be as many documents as fit into memory, got {choices.data.together}; the largest that "
+            f"fitted was {fits}" + ("" if fits else ", so choose a smaller context or model, or parameters like LoRA")
+        ) from error
     except (ValueError, ProcessFailedError) as error:
         if not trainer.is_global_zero and (isinstance(error, ProcessFailedError) or raised_here(error)):
             sys.exit(2)  # process 0 says why
@@ -180,6 +199,22 @@ def on_one_device(settings: Namespace) -> Namespace:
             f"trainer.strategy must be auto or document_parallel to be read again, got {settings.strategy}"
         )
     return Namespace(**(settings.as_dict() | {"strategy": "auto", "devices": 1, "num_nodes": 1}))
+
+
+def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder: Path) -> together.Trial:
+    """What the run does, in small, on the same device, where nothing is shown or logged."""
+    device = trainer.strategy.root_device
+    settings = on_one_device(choices.trainer)
+    settings.logger, settings.callbacks = False, None
+    settings.devices = [device.index] if device.type == "cuda" else 1
+
+    def make() -> Trainer:
+        silent = DocumentProgress()
+        silent.disable()
+        return make_trainer(settings, [silent], folder)
+
+    processes = getattr(trainer.strategy, "num_processes", 1)
+    return together.Trial(choices.model.load, chosen, choices.data.loaded, make, device, processes)
 
 
 def _begin(folder: Path, config: Namespace, trainer: Trainer) -> None:

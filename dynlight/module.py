@@ -182,6 +182,7 @@ class DynamicEvaluation(LightningModule):
                 "got 32-true; or set model.dtype: float32"
             )
         together = getattr(data, "together", 1)
+        together = 1 if together == "auto" else together  # which it is where documents can't adapt together
         if together > 1 and self.reset_choice.every == "never":
             raise ValueError(
                 "data.together must be 1 with reset.every never, as what is learned from one document is carried on to "

@@ -140,6 +140,7 @@ class Records(Callback):
             "seconds": time.perf_counter() - self._began,
             "peak_memory_bytes": max(process["peak_memory_bytes"] for process in processes),
             "processes": len(processes),
+            "together": getattr(trainer.datamodule, "together", 1),  # type: ignore[attr-defined]
             "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
             "learned_parameters": sum(weight.numel() for weight in pl_module.weights.initial),
             "device": str(pl_module.device),

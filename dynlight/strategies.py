@@ -150,6 +150,8 @@ class GradientAverage(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         strategy = trainer.strategy
         assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
+        # Buffers are tables that nothing changes; DDP would send them where a backward was made, not everywhere.
+        strategy.model.broadcast_buffers = False
         if strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
             hook = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
             _register_ddp_comm_hook(strategy.model, strategy._ddp_comm_state, *hook)
@@ -220,12 +222,35 @@ def check_strategy(trainer: Trainer, every: str, learns: bool) -> None:
             "none learns from what another has read"
         )
     if learns_in_step(trainer) and learns and every == "never":
+        _check_hook(strategy)
         return
-    if not isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
-        reason = "would average the gradients of different documents" if learns else "needs gradients to average"
+    if isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
+        return
+    if not isinstance(strategy, DDPStrategy):
         raise ValueError(
-            f"trainer.strategy must be document_parallel with {f'reset.every {every}' if learns else 'update null'}, got "
-            f"{type(strategy).__name__}, which {reason}"
+            f"trainer.strategy must be auto, document_parallel or ddp, got {type(strategy).__name__}; weights that lie in "
+            "parts on several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA"
+        )
+    reason = "would average the gradients of different documents" if learns else "needs gradients to average"
+    raise ValueError(
+        f"trainer.strategy must be document_parallel with {f'reset.every {every}' if learns else 'update null'}, got "
+        f"{type(strategy).__name__}, which {reason}"
+    )
+
+
+def _check_hook(strategy: Any) -> None:
+    if strategy.root_device.type != "cpu":
+        return
+    if getattr(strategy._ddp_comm_hook, "__name__", "") == "bf16_compress_hook":
+        raise ValueError(
+            "trainer.strategy.ddp_comm_hook must be fp16_compress_hook or powerSGD_hook on CPU, got bf16_compress_hook, "
+            "which torch has on CUDA alone"
+        )
+    waits = getattr(strategy._ddp_comm_hook, "__module__", "") == PowerSGDState.__module__
+    if waits and strategy._ddp_kwargs.get("bucket_cap_mb") is None:
+        raise ValueError(
+            "trainer.strategy must send all gradients at once with PowerSGD on CPU, where several parts would wait for "
+            "each other, got no bucket_cap_mb; set trainer.strategy.init_args.bucket_cap_mb: 1000"
         )
 
 

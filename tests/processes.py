@@ -33,8 +33,13 @@ def run_all(folder: Path, processes: int, configs: dict[str, dict]) -> list[dict
         )
         for rank in range(processes)
     ]
-    for process in started:
-        assert process.wait(300) == 0, (folder / f"{started.index(process)}.err").read_text()
+    try:
+        for process in started:
+            assert process.wait(300) == 0, (folder / f"{started.index(process)}.err").read_text()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     last_lines = [(folder / f"{rank}.out").read_text().splitlines()[-1] for rank in range(processes)]
     return [dict(zip(configs, map(int, line.split()), strict=True)) for line in last_lines]
 

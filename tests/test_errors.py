@@ -40,6 +40,11 @@ def parameters(name, **arguments):
     return {"parameters": {"class_path": name, "init_args": arguments}}
 
 
+def hooked(hook):
+    hook = f"torch.distributed.algorithms.ddp_comm_hooks.{hook}"
+    return {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": hook}}
+
+
 def model(name):
     return {"model.pretrained": f"LIBRARY/{name}"}
 
@@ -159,6 +164,10 @@ KNOWN_BEFORE_LOADING = {
     "no documents": (at("data.documents", 0), "data.documents must be at least 1, got 0"),
     "negative tokens": (at("data.max_tokens", -3), "data.max_tokens must be at least 1, got -3"),
     "none together": (at("data.together", 0), "data.together must be at least 1, got 0"),
+    "another word for together": (
+        at("data.together", "many"),
+        "data.together must be a whole number or auto, got many",
+    ),
     "clip of nothing": (at("clip", 0), "clip must be above 0, got 0.0; choose null for no bound"),
     "negative clip": (at("clip", -1.0), "clip must be above 0, got -1.0; choose null for no bound"),
     "period of nothing": (
@@ -395,6 +404,24 @@ KNOWN_BEFORE_LOADING = {
         {"trainer.strategy": "document_parallel", "trainer.devices": 2, "reset.every": "never"},
         "trainer.strategy must be ddp on several devices with reset.every never, got document_parallel, in which none "
         "learns from what another has read",
+    ),
+    "nothing learned in step": (
+        {"trainer.strategy": "ddp", "trainer.devices": 2, "reset.every": "never", "update": None},
+        "trainer.strategy must be document_parallel with update null, got DDPStrategy, which needs gradients to average",
+    ),
+    "a hook for CUDA": (
+        {"trainer.strategy": hooked("default_hooks.bf16_compress_hook"), "trainer.devices": 2, "reset.every": "never"},
+        "trainer.strategy.ddp_comm_hook must be fp16_compress_hook or powerSGD_hook on CPU, got bf16_compress_hook, ...",
+    ),
+    "a hook that waits": (
+        {"trainer.strategy": hooked("powerSGD_hook.powerSGD_hook"), "trainer.devices": 2, "reset.every": "never"},
+        "trainer.strategy must send all gradients at once with PowerSGD on CPU, where several parts would wait for each "
+        "other, got no bucket_cap_mb; set trainer.strategy.init_args.bucket_cap_mb: 1000",
+    ),
+    "sharded weights": (
+        at("trainer.strategy", {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}),
+        "trainer.strategy must be auto, document_parallel or ddp, got ModelParallelStrategy; weights that lie in parts on "
+        "several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA",
     ),
     "no strategy": (at("trainer.strategy", "abacus"), "trainer.strategy must be what Lightning can run here, got ..."),
     # Many rates

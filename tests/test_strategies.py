@@ -241,7 +241,7 @@ def test_the_command_starts_the_other_processes(library, tmp_path):
     ],
 )
 def test_an_error_in_one_process_ends_all(library, tmp_path, rank, how, message):
-    callback = {"class_path": "failing.FailIn", "init_args": {"rank": rank, "how": how}}
+    callback = {"class_path": "meddling.FailIn", "init_args": {"rank": rank, "how": how}}
     # The other process would go on for long.
     config = config_of(
         library, tmp_path / "out", TWO | {"callbacks": [callback]}, context={"init_args": {"segment": 1, "memory": 1}}

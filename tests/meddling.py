@@ -1,0 +1,53 @@
+"""Callbacks that tests put into one process of several."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+
+class FailIn(Callback):
+    """Fails in process `rank` at the segment with this number, and leaves a file that says when."""
+
+    def __init__(self, rank: int, how: Literal["bug", "kill"] = "bug", segment: int = 2) -> None:
+        self.rank = rank
+        self.how = how
+        self.segment = segment
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and batch_idx == self.segment:
+            Path("failed").touch()
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("a bug in one process")
+
+
+def bf16_hook(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's `bf16_compress_hook`, which DDP takes by name for one that needs CUDA."""
+    return bf16_compress_hook(state, bucket)
+
+
+class CountBytes(Callback):
+    """Counts the bytes of gradients given to `all_reduce`, and leaves the sum in a file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._sent = 0
+        self._all_reduce = torch.distributed.all_reduce
+        torch.distributed.all_reduce = self._counted
+
+    def _counted(self, tensor: torch.Tensor, *args: Any, **settings: Any) -> Any:
+        self._sent += tensor.nbytes if tensor.is_floating_point() else 0
+        return self._all_reduce(tensor, *args, **settings)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.distributed.all_reduce = self._all_reduce
+        if trainer.is_global_zero:
+            Path(self.file).write_text(str(self._sent))
