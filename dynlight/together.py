@@ -133,7 +133,7 @@ class Trial:
 
 def most_to_read(documents: Sequence[Document], ranks: int, module: DynamicEvaluation) -> int:
     """The most documents that a process could adapt at once: 1 where what is learned from one would touch another."""
-    if module.reset_choice.every == "never" or not is_elementwise(module.update, module.model):
+    if module.reset_choice.every == "never" or not all(is_elementwise(rule, module.model) for rule in module.updates):
         return 1
     return max(1, *(sum(len(document) > 0 for document in share) for share in deal(documents, ranks)))
 

@@ -171,10 +171,10 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | N
     return optimizer
 
 
-def is_elementwise(update: Update | None, model: nn.Module) -> bool:
+def is_elementwise(update: Update, model: nn.Module) -> bool:
     """Whether the rule treats each weight by itself, so that documents can be stacked."""
     learned = list(_learned(model).values())
-    return update is None or type(new_optimizer(update, learned)).__name__ in _ELEMENTWISE
+    return type(new_optimizer(update, learned)).__name__ in _ELEMENTWISE
 
 
 @dataclass
