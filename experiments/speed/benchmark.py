@@ -43,6 +43,7 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
+from dynlight.receipt import Receipt
 
 MEMORY = 256
 RATE = 0.01
@@ -109,8 +110,9 @@ def adapt(
     schedule: UpdateFrequency | None = None,
     lengths: tuple[float, ...] = (1.0,),
     together: int = 1,
+    receipt: bool = False,
 ) -> Result:
-    """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them, without loggers and receipt."""
+    """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them, without loggers."""
     model = make()
     stream = DocumentStream.from_texts(["-"], together=together)
     for index, length in enumerate(lengths):
@@ -134,7 +136,7 @@ def adapt(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Records(), clock],
+        callbacks=[Records(), *([Receipt()] if receipt else []), clock],
     ).fit(module, stream)
     return module.adapted.nats.clone(), clock.ended - clock.began
 
@@ -255,6 +257,14 @@ def comparisons() -> Iterator[Comparison]:
         at_most=0.7,
         tolerance=None,
     )
+    for name, parameters, documents in (("All", All(), 1), ("All", All(), 8), ("LoRA", LoRA(rank=8), 16)):
+        plain = partial(adapt, tiny_books, 1_280, 64, parameters, lengths=(1.0,) * documents, together=documents)
+        yield Comparison(
+            f"receipt: tiny-books, {name}, segment 64, {documents} documents: with / without",
+            partial(plain, receipt=True),
+            plain,
+            at_most=1.03,
+        )
     for model, make in (("test model", llama), ("tiny-books", tiny_books)):
         for name, parameters, segment, together, count, bound in (
             ("LoRA", LoRA(rank=8), 32, 16, 640, 3.0),
