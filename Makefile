@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit test check format golden benchmark clean
+.PHONY: help quickstart audit test torture check format golden benchmark clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ audit: $(VENV)/core.stamp ## try from outside whether the quickstart's scores ar
 
 test: $(VENV)/test.stamp ## run the whole test suite
 	$(PYTEST)
+
+torture: $(VENV)/test.stamp ## kill runs at random moments, go on with them, and compare what they leave byte for byte
+	$(BIN)/python tests/torture.py
 
 check: $(VENV)/dev.stamp ## run format, lint, types and the fast tests
 	$(BIN)/ruff format --check .

@@ -139,7 +139,7 @@ class AuditedRun:
 
     def _scorer(self, **changes: Any) -> "RunScorer":
         chosen = {name: self.choices[name] for name in fit.CHOICES} | changes
-        if chosen["rates"] is None and chosen["mixture"] is None:
+        if chosen["rates"] is None and chosen["mixture"] is None and chosen["on_failure"] == "stop":
             chosen["reference"] = None  # it is no part of the score, and costs time
         return RunScorer(self.config, chosen, self.choices, self.model, self.tokenizer, self.prefix)
 

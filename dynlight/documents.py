@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dynlight.strategies import board_of, learns_in_step
-from dynlight.waves import SegmentStream, count_segments, deal, waves
+from dynlight.waves import SegmentStream, Wave, count_segments, deal, waves
 
 STANDARD_LIBRARY = "python-stdlib"
 # Left out of it: installed packages, tests, tables, and what some systems package apart.
@@ -220,6 +220,8 @@ class DocumentStream(LightningDataModule):
         self.together = together
         self.streaming = streaming
         self.loaded: list[Document] = []
+        self.done: set[int] = set()  # documents that were read before, by an earlier part of this run
+        self.skip = 0  # segments of the others that were
         self._in_memory: list[tuple[str, str]] | None = None
 
     @classmethod
@@ -268,11 +270,16 @@ class DocumentStream(LightningDataModule):
         """The segments of this process's documents, wave after wave, in the order of scoring and learning."""
         assert self.trainer is not None and self.together != "auto", "setup has been called"
         board = board_of(self.trainer)
-        shares = [waves(share, self.together) for share in deal(self.loaded, board.ranks)]
+        shares = [self.share(rank, board.ranks) for rank in range(board.ranks)]
         context = self._module.context
         rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
         # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
-        return SegmentStream(shares[board.rank % board.ranks], context, rounds)
+        return SegmentStream(shares[board.rank % board.ranks], context, rounds, self.skip)
+
+    def share(self, rank: int, ranks: int) -> list[Wave]:
+        """The waves that one of several processes reads, of all documents that are still to be read."""
+        documents = [document for document in self.loaded if document.index not in self.done]
+        return waves(deal(documents, ranks)[rank], self.together)
 
     @property
     def _module(self) -> Any:

@@ -1,5 +1,7 @@
 """`python -m dynlight.fit --config X.yaml`: one YAML is one run."""
 
+import argparse
+import errno
 import inspect
 import logging
 import os
@@ -22,8 +24,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from dynlight import dashboard, report, strategies, together
 from dynlight.board import ProcessFailedError
+from dynlight.checkpoint import Checkpoint, CheckpointPeriod, Interrupted, Signals
 from dynlight.context import Context
 from dynlight.documents import Document, DocumentStream
+from dynlight.durable import draft_of
 from dynlight.errors import ConfigFile, one_line, raised_here, setting_names
 from dynlight.flops import FlopsLogger
 from dynlight.mixture import Mixture
@@ -34,6 +38,7 @@ from dynlight.progress import DocumentProgress
 from dynlight.receipt import Receipt
 from dynlight.records import Records
 from dynlight.reset import ResetWeights
+from dynlight.resume import Origin, find_start, how_to_resume, is_read, is_unfinished, remove_unfinished, settings_of
 from dynlight.schedule import UpdateFrequency
 from dynlight.updates import Update
 
@@ -42,6 +47,7 @@ HELP = """usage: python -m dynlight.fit --config X.yaml [--section.key value ...
 Reads documents segment by segment: each is scored, then learned from.
 
   --config X.yaml   a run; values behind it override it, e.g. --update.lr 1e-3
+  --resume runs/X   goes on with a run that was cut short, to the same numbers
   --print_config    prints the whole configuration, every default in it, as YAML
   --help            prints this
 
@@ -67,18 +73,23 @@ around them
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy (several: document_parallel), num_nodes, logger,
                     callbacks
+  on_failure        of a document whose numbers go wrong: stop; static: the
+                    unlearned weights read it to its end
+  checkpoint        minutes between two checkpoints; null: none
   seed              of everything random
   out, overwrite    the run's folder (default: runs/<name of the file>), and
                     whether to replace it
 """
 
 # What DynamicEvaluation takes of a configuration.
-CHOICES = ("context", "parameters", "update", "schedule", "reset", "reference", "clip", "rates", "mixture")
+CHOICES = tuple("context parameters update schedule reset reference clip rates mixture on_failure".split())
 # What a user may set of Lightning's Trainer; the rest follows from reading each document once.
 _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
     "benchmark", "profiler", "plugins",
 }  # fmt: skip
+# What the machine may run out of.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRAINER: dict[str, Any] = {
     "max_epochs": 1,
     "num_sanity_val_steps": 0,
@@ -107,6 +118,8 @@ def parser() -> ArgumentParser:
     theirs = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
     settings.add_class_arguments(Trainer, "trainer", skip=theirs, instantiate=False)
     settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})
+    settings.add_argument("--on_failure", type=Literal["stop", "static"], default="stop")
+    settings.add_argument("--checkpoint", type=CheckpointPeriod | None, default={"minutes": 5.0})
     settings.add_argument("--seed", type=int, default=0)
     settings.add_argument("--out", type=str | None, default=None)
     settings.add_argument("--overwrite", type=bool, default=False)
@@ -126,25 +139,38 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise ValueError(one_line(str(error), setting_names(settings))) from error
 
 
-def fit(config: Namespace) -> dict[str, Any]:
+def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
     """Reads the documents that a configuration describes and returns the summary of what was found.
 
     Whatever can be known to be wrong is found before weights are loaded, and before anything is written.
 
+    Args:
+        config: the configuration.
+        resumes: whether the run in its folder goes on, where it was cut short.
+        signals: what tells it to stop.
+
     Raises:
         ValueError: if the configuration cannot be run.
+        Interrupted: if a signal said so.
     """
-    folder = Path(config.out or Path("runs") / _config_name(config))
+    folder = folder_of(config)
     _check_rates(config)
+    origin = Origin.read(folder) if resumes else Origin()
+    origin.check_settings(folder, settings_of(config.as_dict()))
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
     check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
-    choices = parser().instantiate(_logging_into(folder, config))
+    choices = parser().instantiate(_logging_into(folder, config, origin.wandb))
     command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
-    records = Records(folder, {"name": folder.name, "command": command})
-    trainer = make_trainer(choices.trainer, [FlopsLogger(), records, Receipt(folder), DocumentProgress()], folder)
-    if trainer.is_global_zero:  # the others come when it is there
+    records = Records(folder, {"name": folder.name, "command": command}, resumes)
+    receipt = Receipt(folder, resumes)
+    checkpoint = Checkpoint(folder, origin, receipt, choices.checkpoint, signals or Signals())
+    meters = [FlopsLogger(folder, resumes), records, receipt, DocumentProgress(), checkpoint]
+    trainer = make_trainer(choices.trainer, meters, folder)
+    if trainer.is_global_zero and not resumes:  # the others come when it is there
         _check_folder(folder, config.overwrite)
+    if resumes and is_read(folder):
+        return _finish(trainer, folder)
     choices.context.check(choices.model.config())
     tokenizer = choices.model.load_tokenizer()
     chosen = {name: choices[name] for name in CHOICES}
@@ -157,11 +183,17 @@ def fit(config: Namespace) -> dict[str, Any]:
         choice = together.choose(make_trial, together.most_to_read(choices.data.loaded, trainer.world_size, outline))
         choices.data.together = config.data.together = choice.together
         print(choice)
+    if resumes:
+        origin.check_documents(folder, choices.data.loaded)
+        checkpoint.start = find_start(folder, origin, choices.data, choices.context, choices.reset.every, trainer)
+    else:
+        origin.begin(choices.data, trainer.world_size)
     seed_everything(config.seed, verbose=False)
     module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
     try:
         if trainer.is_global_zero:
-            _begin(folder, config, trainer)
+            _begin(folder, config, resumes)
+            origin.wandb = dashboard.begin(trainer.loggers, _told(config))
         trainer.fit(module, choices.data)
     except torch.OutOfMemoryError as error:
         if not trainer.is_global_zero:
@@ -173,18 +205,38 @@ def fit(config: Namespace) -> dict[str, Any]:
             f"data.together must be as many documents as fit into memory, got {choices.data.together}; the largest that "
             f"fitted was {fits}" + ("" if fits else ", so choose a smaller context or model, or parameters like LoRA")
         ) from error
-    except (ValueError, ProcessFailedError) as error:
-        if not trainer.is_global_zero and (isinstance(error, ProcessFailedError) or raised_here(error)):
+    except BaseException as error:
+        if not trainer.is_global_zero and (isinstance(error, ProcessFailedError | Interrupted) or raised_here(error)):
             sys.exit(2)  # process 0 says why
-        if trainer.is_global_zero and not records.has_begun:
+        if trainer.is_global_zero and not (resumes or records.has_begun) and folder.exists():
             shutil.rmtree(folder)
         raise
     if not trainer.is_global_zero:
-        return {"failed": []}  # process 0 says which
+        return {"failed": [], "finished_static": []}  # process 0 says which
+    return _finish(trainer, folder)
+
+
+def folder_of(config: Namespace) -> Path:
+    """The run's folder."""
+    return Path(config.out or Path("runs") / _config_name(config))
+
+
+def _begin(folder: Path, config: Namespace, resumes: bool) -> None:
+    """Makes the run's folder, with the configuration in it."""
+    if folder.exists() and not resumes:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with draft_of(folder / "config.yaml") as draft:
+        parser().save(config, draft, skip_unset=False, overwrite=True)  # a killed run leaves drafts
+
+
+def _finish(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """What is made of a run's rows."""
     summary = report.write(folder)
     print(report.printed_table(folder))
     print(f"\nreport  {folder / 'report.html'}")
     dashboard.finish(trainer.loggers, folder, summary)
+    remove_unfinished(folder)
     return summary
 
 
@@ -217,14 +269,10 @@ def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder:
     return together.Trial(choices.model.load, chosen, choices.data.loaded, make, device, processes)
 
 
-def _begin(folder: Path, config: Namespace, trainer: Trainer) -> None:
-    """Makes the run's folder, with the configuration in it."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    parser().save(config, folder / "config.yaml", skip_unset=False)
+def _told(config: Namespace) -> dict[str, Any]:
+    """The settings that W&B is told."""
     settings = config.as_dict()
-    dashboard.begin(trainer.loggers, {name: settings[name] for name in ("model", "data", "seed", *CHOICES)})
+    return {name: settings[name] for name in ("model", "data", "seed", *CHOICES)}
 
 
 def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> Trainer:
@@ -244,24 +292,47 @@ def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> T
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says.
 
-    Returns the exit status: 0; 2 if the configuration cannot be run (one line on stderr says why); 3 if a document
-    failed on the way. Of several processes the first alone prints.
+    Returns the exit status: 0; 1 if the run was cut short by the machine, as by a full disk; 2 if the configuration
+    cannot be run (one line on stderr says why); 3 if a document failed on the way; 128 + n if signal n stopped it. Of several
+    processes the first alone prints.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(HELP, end="")
         return 0
     quiet()
+    config = None
     try:
-        summary = fit(parse(arguments))
+        with Signals() as signals:
+            arguments, resumes = _resumed(arguments)
+            config = parse(arguments)
+            summary = fit(config, resumes, signals)
     except ValueError as error:
         if (ours := raised_here(error)) is None:
+            _say_how_to_resume(config)
             raise
         print(f"error: {ours}", file=sys.stderr)
         return 2
     except ProcessFailedError as failure:
+        _say_how_to_resume(config)
         print(f"error: {failure}", file=sys.stderr)
         return failure.status
+    except Interrupted as stop:
+        print(f"stopped by {stop}", file=sys.stderr)
+        _say_how_to_resume(config)
+        return 128 + stop.signum
+    except OSError as error:
+        _say_how_to_resume(config)
+        if error.errno not in _FULL:
+            raise
+        print(
+            f"error: out must be where there is room, got {config and folder_of(config)}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return 1
+    except BaseException:
+        _say_how_to_resume(config)
+        raise
     for document in summary["failed"]:
         where = "" if document["segment"] is None else f" in segment {document['segment']}"
         print(
@@ -269,7 +340,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{document['reason']}; lower update.lr or set clip (its sums are kept out of the totals)",
             file=sys.stderr,
         )
+    for document in summary["finished_static"]:
+        print(
+            f"warning: document {report.one_line(document['name'])} was read by the unlearned weights from segment "
+            f"{document['segment']} on, as {document['reason']}; lower update.lr or set clip",
+            file=sys.stderr,
+        )
     return 3 if summary["failed"] else 0
+
+
+def _resumed(arguments: list[str]) -> tuple[list[str], bool]:
+    """`--resume runs/x` as the configuration that this run left, and whether it was given."""
+    flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flag.add_argument("--resume", type=Path)
+    try:
+        found, others = flag.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError("resume must be given a value, got nothing") from error
+    if found.resume is None:
+        return arguments, False
+    if any(argument.partition("=")[0] in ("--config", "--out") for argument in others):
+        raise ValueError("resume must stand without config and out, as a run has its own, got both; leave one out")
+    if not (found.resume / "config.yaml").is_file():
+        raise ValueError(f"resume must be the folder of an unfinished run, got {found.resume}; it has no config.yaml")
+    return ["--config", str(found.resume / "config.yaml"), *others, "--out", str(found.resume)], True
+
+
+def _say_how_to_resume(config: Namespace | None) -> None:
+    if config is not None and is_unfinished(folder_of(config)):
+        print(f"go on with: {how_to_resume(folder_of(config))}", file=sys.stderr)
 
 
 def _config_name(config: Namespace) -> str:
@@ -290,6 +389,11 @@ def _check_rates(config: Namespace) -> None:
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite and is_unfinished(folder):
+        raise ValueError(
+            f"out must be a new folder, got {folder}, a run that was cut short; go on with {how_to_resume(folder)}, or "
+            "set overwrite: true"
+        )
     if folder.exists() and not (overwrite and folder.is_dir()):
         raise ValueError(f"out must be a new folder, got {folder}; choose another or set overwrite: true")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -308,17 +412,15 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
             )
 
 
-def _logging_into(folder: Path, config: Namespace) -> Namespace:
-    """The same configuration, but W&B keeps its files in the run's folder unless told otherwise."""
+def _logging_into(folder: Path, config: Namespace, run: str | None) -> Namespace:
+    """The same configuration, but W&B keeps its files in the run's folder unless told otherwise, and goes on with `run`."""
     config = config.clone()
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if (
-            isinstance(logger, Namespace)
-            and logger.class_path.endswith("WandbLogger")
-            and logger.init_args.save_dir == "."
-        ):
-            logger.init_args.save_dir = str(folder)
+        if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):
+            if logger.init_args.save_dir == ".":
+                logger.init_args.save_dir = str(folder)
+            logger.init_args.id = run or logger.init_args.id
     return config
 
 

@@ -13,8 +13,11 @@ memory traffic rather than FLOPs, which is why wall-clock and FLOPs part on smal
 """
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlight.context import Cut
+from dynlight.dashboard import Points
 from dynlight.report import bits_per_byte, nats_per_token, word_perplexity
 from dynlight.strategies import board_of
 from dynlight.updates import RMSDynamic
@@ -35,6 +39,7 @@ from dynlight.weights import InPlace, Memory, token_nats
 
 if TYPE_CHECKING:
     from dynlight.module import DynamicEvaluation, Score
+    from dynlight.resume import Kept
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class FlopCounter:
         cut = score.segment.cut
         learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         memory = min(self._weights.context.memory or 0, cut.start)
-        return self._count(cut.context, cut.stop - cut.start, memory, score.updates, learners)
+        return self._count(cut.context, cut.stop - cut.start, memory, score.updates_of(row), learners)
 
     def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
         once = self._at_memory(context, scored, memory, learns=updates > 0)
@@ -208,7 +213,15 @@ class FlopsLogger(Callback):
 
     Of several processes the first logs: sums are those of all, as they told within the last second and at the end, and
     only those of `segment_…` and `weight/…` are its own.
+
+    Args:
+        folder: the run's, which keeps what W&B was told until the run has ended; None: it isn't kept.
+        resumes: whether the run goes on where it was cut short.
     """
+
+    def __init__(self, folder: Path | None = None, resumes: bool = False) -> None:
+        self._file = None if folder is None else folder / "rows/points.jsonl"
+        self._resumes = resumes
 
     def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         self._axes = {"tokens": 0, "flops": 0}
@@ -217,7 +230,8 @@ class FlopsLogger(Callback):
         self._read, self._whole = _Sums(), _Sums()
         self._running: dict[int, _Sums] = {}
         self._board = board_of(trainer)
-        self._step = 0
+        told = trainer.loggers if self._board.rank == 0 else []
+        self._points = Points(told, self._file, self._resumes)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for axis in self._axes:
@@ -245,16 +259,41 @@ class FlopsLogger(Callback):
             self._costs["static_flops"] += flops.static
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
-        self._step = batch_idx
         weights = _expert_weights(score, pl_module.expert_names)
-        self._log(trainer, batch_idx, self._add(score), score.static_nats is not None, weights)
+        self._log(trainer, self._add(score), score.static_nats is not None, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums, and how many points were logged."""
+        running = {document: vars(sums).copy() for document, sums in self._running.items()}
+        sums = {"read": vars(self._read).copy(), "whole": vars(self._whole).copy(), "running": running}
+        return sums | {"axes": self._axes.copy(), "costs": self._costs.copy(), "points": self._points.sync()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._axes, self._costs = state_dict["axes"], state_dict["costs"]
+        self._points.go_on(state_dict["points"])
+        self._read, self._whole = _Sums(**state_dict["read"]), _Sums(**state_dict["whole"])
+        self._running = {document: _Sums(**sums) for document, sums in state_dict["running"].items()}
+
+    def recount(self, kept: Sequence["Kept"]) -> None:
+        """Adds up the documents that are kept from before."""
+        for document, failure, rows in ((each.document, each.failure, each.rows) for each in kept):
+            self._axes["tokens"] += int(rows.tokens.sum())
+            self._axes["flops"] += int(rows.flops.sum())
+            for name in self._costs:
+                self._costs[name] += rows[name].sum().item()
+            if failure is None:
+                counts = (int(rows.tokens.sum()), int(rows.bytes.sum()), document.words)
+                whole = _Sums(math.fsum(rows.nats), math.fsum(rows.static_nats.fillna(0.0)), *counts)
+                self._whole.add(whole)
+                self._read.add(replace(whole, words=0))
+        self._points.go_on(tokens=self._axes["tokens"])
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         if trainer.loggers and self._board.ranks > 1:
             self._totals(at_once=True)
             self._board.wait("last series")
             has_static = pl_module.reference is not None
-            self._log(trainer, self._step + 1, None, has_static, {}, at_once=True)
+            self._log(trainer, None, has_static, {}, at_once=True)
 
     def _add(self, score: "Score") -> _Sums:
         """Adds a segment to the sums, and gives its own."""
@@ -281,7 +320,6 @@ class FlopsLogger(Callback):
     def _log(
         self,
         trainer: Trainer,
-        step: int,
         segment: _Sums | None,
         has_static: bool,
         weights: dict[str, float],
@@ -290,12 +328,11 @@ class FlopsLogger(Callback):
         axes, costs, read, whole = self._totals(at_once)
         series = _series(read, whole, segment, has_static)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
-                drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
-                logger.log_metrics(axes | drawn | weights)
-            else:
-                logger.log_metrics(axes | series | costs | weights, step=step)
+            if not isinstance(logger, WandbLogger):
+                logger.log_metrics(axes | series | costs | weights, step=self._points.count)
+        drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
+        drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
+        self._points.add(axes | drawn | weights)
 
 
 def _series(read: _Sums, whole: _Sums, segment: _Sums | None, has_static: bool) -> dict[str, float]:

@@ -4,6 +4,8 @@ Sums are kept raw (nats in float64, counts in int64) and divided once, at the en
 segment like a long one.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -31,6 +33,10 @@ class PrequentialSum(Metric):
         self.nats += nats
         self.tokens += tokens
         self.bytes += bytes
+
+    def sums(self) -> dict[str, Any]:
+        """What `add` takes."""
+        return {"nats": self.nats.item(), "tokens": int(self.tokens), "bytes": int(self.bytes)}
 
     def compute(self) -> Tensor:
         return self.nats / self.tokens

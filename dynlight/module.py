@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ from dynlight.schedule import UpdateFrequency
 from dynlight.strategies import GradientAverage, check_strategy, learns_in_step
 from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, usual_rates
 from dynlight.waves import Segment
-from dynlight.weights import InPlace, Stacked
+from dynlight.weights import InPlace, Memory, Stacked
+
+if TYPE_CHECKING:
+    from dynlight.resume import Kept
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Score:
     updates: int  # made by each expert
     seconds: dict[str, float] = field(default_factory=dict)  # scoring, learning, static
     experts: ExpertScores | None = None
+    unlearned: frozenset[int] = frozenset()  # rows scored by the unlearned weights, as the learned ones have failed
+
+    def updates_of(self, row: int) -> int:
+        """Updates that each expert made of a row."""
+        return 0 if row in self.unlearned else self.updates
 
 
 def check_precision(precision: str | int | None) -> None:
@@ -88,6 +96,8 @@ class DynamicEvaluation(LightningModule):
         reference: `static` scores the same windows with the unlearned weights too; None saves the cost.
         clip: the largest gradient norm of a document; None: no bound.
         rates: learning rates, each of which learns from every document by itself, in place of the update's own.
+        on_failure: what becomes of a document whose nats or gradients are not finite: `stop` leaves it out of all sums;
+            `static` reads it to its end with the unlearned weights, from the first token on whose nats are missing.
         mixture: how the static model and the model at each rate predict together; None: as `Mixture()` where there are
             rates, for to report the best of them would be to choose after the fact.
 
@@ -109,8 +119,11 @@ class DynamicEvaluation(LightningModule):
         clip: float | None = None,
         rates: Sequence[float] | None = None,
         mixture: Mixture | None = None,
+        on_failure: Literal["stop", "static"] = "stop",
     ) -> None:
         super().__init__()
+        if on_failure == "static" and reference is None:
+            raise ValueError("on_failure must be stop without a reference, got static; set reference: static")
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be above 0, got {clip}; choose null for no bound")
         context.check(model.config)
@@ -137,7 +150,10 @@ class DynamicEvaluation(LightningModule):
         self.static = PrequentialSum()
         self.passes = 1  # updates to make from the present segment; 0: none is due. Set by UpdateFrequency.
         self.score: Score | None = None
-        self.failed: dict[int, int] = {}  # document index → segment whose nats were not finite
+        self.on_failure = on_failure
+        self.failed: dict[int, int] = {}  # document index → segment whose nats or gradients were not finite
+        self.unlearned: dict[int, int] = {}  # document index → segment from which on the unlearned weights read it
+        self.reasons: dict[int, str] = {}  # of both
 
     def configure_callbacks(self) -> list[Callback]:
         """The two policies; Lightning adds them to the Trainer's own callbacks."""
@@ -249,6 +265,45 @@ class DynamicEvaluation(LightningModule):
         for optimizer, unlearned in zip(self.optimizer_of_each_expert, self._unlearned_optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(unlearned))
 
+    def progress_state(self) -> dict[str, Any]:
+        """All that it needs to go on from between two segments: tensors and plain data."""
+        return {
+            "weights": self.weights.progress_state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizer_of_each_expert],
+            "log_weights": None if self.mixture is None else torch.from_numpy(self._log_weights),
+            "failed": self.failed,
+            "unlearned": self.unlearned,
+            "reasons": self.reasons,
+            "adapted": self.adapted.sums(),
+            "static": self.static.sums(),
+            "random": self._random_state,
+        }
+
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        """Puts everything where it was when `progress_state` was called."""
+        self.weights.load_progress_state(state["weights"])
+        for optimizer, saved in zip(self.optimizer_of_each_expert, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if state["log_weights"] is not None:
+            self._log_weights = state["log_weights"].numpy()
+        self.failed, self.unlearned, self.reasons = state["failed"], state["unlearned"], state["reasons"]
+        self.adapted.update(**state["adapted"])
+        self.static.update(**state["static"])
+        self._random_state = state["random"]
+
+    def recount(self, kept: Sequence["Kept"]) -> None:
+        """Adds up the documents that are kept from before."""
+        for each in kept:
+            if each.failure is not None:
+                (self.failed if each.failure["stopped"] else self.unlearned)[each.document.index] = each.failure[
+                    "segment"
+                ]
+                self.reasons[each.document.index] = each.failure["reason"]
+            tokens, nbytes = int(each.rows.tokens.sum()), int(each.rows.bytes.sum())
+            self.adapted.update(math.fsum(each.rows.nats), tokens, nbytes)
+            if self.reference is not None:
+                self.static.update(math.fsum(each.rows.static_nats), tokens, nbytes)
+
     def training_step(self, segment: Segment, batch_idx: int) -> None:
         """Scores the segment, commits the score, then learns from it if an update is due."""
         self.score = None
@@ -263,22 +318,67 @@ class DynamicEvaluation(LightningModule):
         static_nats = self.weights.score_static(segment) if self.has_reference else None
         referred = self._now()
         with torch.set_grad_enabled(self.update_due):
-            nats, memory = self.weights.score(segment)
+            nats, memory = self._score_learned(segment, static_nats)
         committed, by_expert = self._commit(segment, nats.detach(), static_nats)
         if self.reference is not None and not self.updates:
             static_nats = committed  # nothing is ever learned: the reference is the run itself
+        if self.on_failure == "static" and self.mixture is None and static_nats is not None:
+            committed = self._with_unlearned(segment, committed, static_nats)
         sums, static_sums = _sums_of_rows(committed), None if static_nats is None else _sums_of_rows(static_nats)
         self._stop_failed(segment, sums, static_sums)
         if not (rows := self._running(segment)):
             return
+        unlearned = frozenset(row for row in rows if segment.documents[row].index in self.unlearned)
         scored = self._now()
-        updates = self._learn(segment, nats) if self.update_due and len(nats) else 0
+        learns = self.update_due and len(nats) > 0 and len(unlearned) < len(rows)
+        updates, finite = self._learn(segment, nats) if learns else (0, [True] * len(nats))
         seconds = {"static": referred - began, "scoring": scored - referred, "learning": self._now() - scored}
         self.weights.memory = memory
-        self.score = Score(segment, rows, committed, static_nats, sums, static_sums, updates, seconds, by_expert)
+        self.score = Score(
+            segment, rows, committed, static_nats, sums, static_sums, updates, seconds, by_expert, unlearned
+        )
         self._sum(self.score)
         if self.mixture is not None:
             self._drop_failed_experts(segment, nats.detach())
+        else:
+            self._mark_not_finite(segment, finite)
+
+    def _score_learned(self, segment: Segment, static_nats: Tensor | None) -> tuple[Tensor, Memory]:
+        """Nats under the learned weights, and the memory to go on with; without a forward where none counts."""
+        if static_nats is not None and all(document.index in self.unlearned for document in segment.documents):
+            return static_nats, self.weights.memory
+        return self.weights.score(segment)
+
+    def _with_unlearned(self, segment: Segment, nats: Tensor, static_nats: Tensor) -> Tensor:
+        """The nats, but those of the unlearned weights where the learned ones have failed."""
+        missing = nats.isnan().any(dim=1).tolist()
+        index = [document.index for document in segment.documents]
+        if not any(missing[row] or index[row] in self.unlearned for row in range(len(nats))):
+            return nats
+        nats = nats.clone()
+        for row, document in enumerate(index):
+            begin = 0 if document in self.unlearned else len(nats[row])
+            if missing[row] and document not in self.unlearned and document not in self.failed:
+                readable = self._readable(segment, row)
+                begin = len(readable)
+                nats[row, :begin] = readable
+                self.unlearned[document], self.reasons[document] = segment.cut.index, "nats were not finite"
+            nats[row, begin:] = static_nats[row, begin:]
+        return nats
+
+    @torch.no_grad()
+    def _readable(self, segment: Segment, row: int) -> Tensor:
+        """The nats of a row's tokens before the first from which on the learned weights give none.
+
+        One that they fail at can spoil those before it (a masked value that is not finite, times 0, is none either). For
+        no choice to depend on a token that it is made for, or a later one, shorter and shorter pieces are read.
+        """
+        readable, unreadable = torch.empty(0, device=segment.targets.device), segment.targets.shape[1]
+        while unreadable - len(readable) > 1:
+            length = (len(readable) + unreadable) // 2
+            nats = self.weights.score(segment.begin(length))[0][row]
+            readable, unreadable = (readable, length) if nats.isnan().any() else (nats, unreadable)
+        return readable
 
     def _commit(self, segment: Segment, nats: Tensor, static_nats: Tensor | None) -> tuple[Tensor, ExpertScores | None]:
         """The nats [D, S] that count, from those of all rows [R, S]: their own, or the mixture's."""
@@ -321,7 +421,23 @@ class DynamicEvaluation(LightningModule):
         for each in sums:
             for document, nats in zip(segment.documents, each or (), strict=False):
                 if not math.isfinite(nats):  # nats are never negative, so none can make up for another
-                    self.failed.setdefault(document.index, segment.cut.index)
+                    self._fail(document.index, segment.cut.index, "nats were not finite")
+
+    def _mark_not_finite(self, segment: Segment, finite: list[bool]) -> None:
+        """Marks the documents whose gradients were not finite, unless they have ended: then nothing comes of it."""
+        for document, is_finite in zip(segment.documents, finite, strict=True):
+            if is_finite or document in segment.finished or document.index in self.unlearned:
+                continue
+            if self.on_failure == "static":
+                self.unlearned[document.index] = segment.cut.index + 1
+                self.reasons[document.index] = "gradients were not finite"
+            else:
+                self._fail(document.index, segment.cut.index, "gradients were not finite")
+
+    def _fail(self, index: int, segment: int, reason: str) -> None:
+        if index not in self.failed:
+            self.failed[index], self.reasons[index] = segment, reason
+            self.unlearned.pop(index, None)
 
     def _sum(self, score: Score) -> None:
         tokens = len(score.rows) * score.nats.shape[1]
@@ -330,8 +446,12 @@ class DynamicEvaluation(LightningModule):
         if score.static_sums is not None:
             self.static.update(sum(score.static_sums[row] for row in score.rows), tokens, nbytes)
 
-    def _learn(self, segment: Segment, nats: Tensor) -> int:
-        """Makes the updates that are due; the first learns from the very forward that gave the score."""
+    def _learn(self, segment: Segment, nats: Tensor) -> tuple[int, list[bool]]:
+        """Makes the updates that are due; the first learns from the very forward that gave the score.
+
+        Returns how many, and of each row whether its gradients were finite.
+        """
+        finite = [True] * len(nats)
         for repeat in range(self.passes):
             if repeat > 0:
                 nats, _ = self.weights.score(segment)
@@ -339,8 +459,9 @@ class DynamicEvaluation(LightningModule):
             self.manual_backward(nats.mean(dim=1).sum())
             if self.clip is not None:
                 self.weights.clip_gradients(self.clip)
-            self.weights.step(self.optimizer_of_each_expert)
-        return self.passes
+            found = self.weights.step(self.optimizer_of_each_expert)
+            finite = [all(both) for both in zip(finite, found, strict=True)]
+        return self.passes, finite
 
     def _now(self) -> float:
         if self._waits_for_device:

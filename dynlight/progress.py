@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
@@ -14,6 +15,7 @@ from dynlight.waves import Segment
 
 if TYPE_CHECKING:
     from dynlight.module import DynamicEvaluation
+    from dynlight.resume import Kept
 
 
 class DocumentProgress(ProgressBar):
@@ -80,6 +82,19 @@ class DocumentProgress(ProgressBar):
         sums = [float(each) for metric in (pl_module.adapted, pl_module.static) for each in (metric.nats, metric.bytes)]
         mine = [self._read, self._finished, *sums, self._is_done]
         return self._board.total("progress", mine, at_once=self._is_done)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was read so far, and in how many seconds."""
+        return {"read": self._read, "finished": self._finished, "seconds": time.perf_counter() - self._began}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._read, self._finished = state_dict["read"], state_dict["finished"]
+        self._began = time.perf_counter() - state_dict["seconds"]
+
+    def recount(self, kept: Sequence["Kept"]) -> None:
+        """Counts the documents that are kept from before."""
+        self._read = sum(len(each.document) for each in kept)
+        self._finished += len(kept)
 
     def _show(self, pl_module: "DynamicEvaluation", end: str = "") -> None:
         counts = self._counts(pl_module)

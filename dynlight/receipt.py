@@ -12,16 +12,19 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
+from dynlight.durable import sync_to_disk, write_text
+from dynlight.sealed import DamagedError
 from dynlight.strategies import board_of
 from dynlight.waves import Segment, waves
 from dynlight.weights import InPlace, Stacked, as_index
@@ -37,13 +40,18 @@ _RELATIVE = 1e-5  # how far nats may be away when another machine adds in anothe
 class Receipt(Callback):
     """Keeps the ledger of a run.
 
+    While the run goes on its rows are lines of `rows/ledger.0.jsonl`, so that a long run needs no more memory.
+
     Args:
         folder: where `receipt.json` goes, beside `config.yaml`; None keeps it in memory, as `contents`.
+        resumes: whether the rows that are there belong to this run, which goes on.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, resumes: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.resumes = resumes
         self.contents: dict[str, Any] = {}
+        self._lines: IO[bytes] | None = None
         self._before: list[str] = []
         self._after: list[str] = []
         self._seen: list[tuple[int, int]] | None = None  # the state in which the weights were that `_after` is of
@@ -69,6 +77,11 @@ class Receipt(Callback):
         }
         self._link = first_link(self.contents)
         self._board = board_of(trainer)
+        if self.folder is not None:
+            ledger = ledger_of(self.folder, self._board.rank)
+            ledger.parent.mkdir(parents=True, exist_ok=True)
+            # Each row at once: a killed process leaves none behind, and a write costs less than a digest.
+            self._lines = ledger.open("ab" if self.resumes else "wb", buffering=0)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
@@ -91,33 +104,68 @@ class Receipt(Callback):
         for row in score.rows:
             commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
             commit += [score.sums[row], self._before[row], after[row]]
-            self._link = link(self._link, commit)
-            self.contents["ledger"].append([*commit, self._link])
+            self._add(commit)
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        if self.folder is not None and self._board.ranks > 1:
-            self._join(self.folder)
-        if self.folder is not None and self._board.rank == 0:
-            text = json.dumps(self.contents | {"ledger": None}, indent=1)
-            rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
-            (self.folder / "receipt.json").write_text(
-                text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n"
-            )
-
-    def _join(self, folder: Path) -> None:
-        """Makes one ledger, document by document, of those of all processes; process 0 has it."""
-        parts = [folder / f".receipt.{rank}.json" for rank in range(self._board.ranks)]
-        parts[self._board.rank].write_text(json.dumps(self.contents["ledger"]))
+        if self.folder is None or self._lines is None:
+            return
+        self._lines.close()
         self._board.wait("receipt")
         if self._board.rank > 0:
             return
-        rows = [row for part in parts for row in json.loads(part.read_text())]
-        self.contents["ledger"], before = [], first_link(self.contents)
-        for *commit, _ in sorted(rows, key=lambda row: row[:2]):
+        self.contents["ledger"] = self._joined(self.folder)
+        text = json.dumps(self.contents | {"ledger": None}, indent=1)
+        rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
+        write_text(self.folder / "receipt.json", text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the ledger goes that is on disk once this returns."""
+        if self.folder is None or self._lines is None:
+            return {}
+        sync_to_disk(ledger_of(self.folder, self._board.rank))
+        return {"first": first_link(self.contents), "last": self._link, "bytes": self._lines.tell()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leaves out the rows that came after."""
+        assert self._lines is not None, "the run has begun"
+        self._lines.truncate(state_dict["bytes"])
+        self._lines.seek(0, os.SEEK_END)
+        self._link = state_dict["last"]
+
+    def keep(self, documents: Container[int]) -> None:
+        """Leaves out the rows of all other documents; those that stay are linked anew."""
+        assert self.folder is not None and self._lines is not None, "the run has begun"
+        rows = list(read_ledger(ledger_of(self.folder, self._board.rank)))
+        for rank, file in ledgers(self.folder).items():
+            if self._board.rank == 0 and rank >= self._board.ranks:  # of a process that there was before
+                rows += read_ledger(file)
+        self._lines.truncate(0)
+        self._lines.seek(0)
+        for *commit, _ in rows:
+            if commit[0] in documents:
+                self._add(commit)
+        for rank, file in ledgers(self.folder).items():
+            if self._board.rank == 0 and rank >= self._board.ranks:
+                file.unlink()
+
+    def _add(self, commit: list[Any]) -> None:
+        self._link = link(self._link, commit)
+        row = [*commit, self._link]
+        if self._lines is None:
+            self.contents["ledger"].append(row)
+        else:
+            self._lines.write(_line(row))
+
+    def _joined(self, folder: Path) -> list[list[Any]]:
+        """The ledger; of several processes document by document."""
+        ledger = [row for file in ledgers(folder).values() for row in read_ledger(file)]
+        if self._board.ranks == 1:
+            return ledger
+        before, rows = first_link(self.contents), []
+        for *commit, _ in sorted(ledger, key=lambda row: row[:2]):
             before = link(before, commit)
-            self.contents["ledger"].append([*commit, before])
-        for part in parts:
-            part.unlink()
+            rows.append([*commit, before])
+        return rows
 
 
 def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
@@ -200,9 +248,46 @@ def first_link(contents: dict[str, Any]) -> str:
     return hash_of(json.dumps(made_of, sort_keys=True).encode())
 
 
+def _line(row: Sequence[Any]) -> bytes:
+    return json.dumps(list(row)).encode() + b"\n"
+
+
 def link(before: str, commit: Sequence[Any]) -> str:
     """The hash of a row and of the link before it."""
     return hash_of((before + json.dumps(list(commit))).encode())
+
+
+def check_ledger(file: Path, bytes: int, first: str, last: str) -> None:
+    """Raises DamagedError unless the first `bytes` bytes of a ledger are rows that link `first` to `last`."""
+    before, place = first, 0
+    for row in read_ledger(file):
+        if place >= bytes or row[-1] != link(before, row[:-1]):
+            break
+        before = row[-1]
+        place += len(_line(row))
+    if (place, before) != (bytes, last):
+        raise DamagedError(f"{file.name} was changed or cut short")
+
+
+def ledger_of(folder: Path, rank: int) -> Path:
+    """Where a process keeps the rows of its ledger while the run goes on."""
+    return folder / "rows" / f"ledger.{rank}.jsonl"
+
+
+def ledgers(folder: Path) -> dict[int, Path]:
+    """The ledgers of all processes, by their numbers."""
+    return {int(file.name.split(".")[1]): file for file in sorted((folder / "rows").glob("ledger.*.jsonl"))}
+
+
+def read_ledger(file: Path) -> Iterator[list[Any]]:
+    """The rows of a ledger on its way, up to the first line that is torn."""
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:  # also of bytes that are no text
+                return
+            yield row
 
 
 def faults_of(contents: dict[str, Any]) -> list[str]:

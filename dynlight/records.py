@@ -1,7 +1,7 @@
 """Records: one row per document and segment, the run's only source of truth.
 
 Rows go to disk while the run goes on, in parts of their own for each document, and are joined in the order of the data
-set when it ends; so the files don't depend on which documents ran together.
+set when it ends; so the files depend neither on which documents ran together nor on where the run was cut short.
 """
 
 import json
@@ -23,14 +23,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from dynlight.documents import Document
+from dynlight.durable import draft_of, write_text
+from dynlight.parts import GROUP, Part, Parts
 from dynlight.report import documents_table
 from dynlight.strategies import board_of
 from dynlight.waves import Segment
 
 if TYPE_CHECKING:
     from dynlight.module import DynamicEvaluation, Score
-
-_FLUSH_EVERY = 256  # segments held in memory before they are written: what bounds memory on long documents
 
 _KEY = [("document", pa.int32()), ("segment", pa.int32())]
 SCHEMAS = {
@@ -67,18 +67,25 @@ class Records(Callback):
             `experts.parquet`, and `run.json`. None keeps them in a temporary folder that lives as long as this object:
             results as tables in memory.
         settings: what `run.json` says besides: the command and the like.
+        resumes: whether the rows that are there belong to this run, which goes on.
     """
 
-    def __init__(self, folder: str | Path | None = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, settings: dict[str, Any] | None = None, resumes: bool = False
+    ) -> None:
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="dynlight-")
         self.folder = Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        self.parts = Parts(self.folder / "rows")
         self._settings = settings or {}
-        self._parts: dict[int, _Part] = {}
+        self._resumes = resumes
+        self._rows: dict[int, _Rows] = {}
+        self._written: dict[int, int] = {}  # of documents that are being read: the segments on disk
+        self._peak_memory = 0  # before this process went on with the run
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a row on disk, or a place for one."""
-        return self._rows.exists()
+        return self.parts.folder.exists()
 
     @property
     def segments(self) -> pd.DataFrame:
@@ -100,10 +107,14 @@ class Records(Callback):
         self._began = time.perf_counter()
         self._board = board_of(trainer)
         self.folder = Path(self._board.of_first("folder", str(self.folder)))  # where it is temporary, each has another
+        self.parts = Parts(self.folder / "rows")
+        self._device = pl_module.device
         if self._board.rank == 0:
-            self._rows.mkdir(parents=True, exist_ok=True)
+            self.parts.folder.mkdir(parents=True, exist_ok=True)
+            for document in () if self._resumes else trainer.datamodule.loaded:  # type: ignore[attr-defined]
+                self.parts.drop(document.index)
         self._board.wait("rows")
-        if not self._rows.is_dir():
+        if not self.parts.folder.is_dir():
             raise ValueError(f"out must be a folder that all nodes share, got {self.folder}, which this one lacks")
 
     def on_train_batch_end(
@@ -111,30 +122,32 @@ class Records(Callback):
     ) -> None:
         score = pl_module.score
         for row, document in enumerate(batch.documents):
-            if document.index not in self._parts:
-                self._parts[document.index] = _Part(document, self._rows, self._schemas)
-            part = self._parts[document.index]
+            rows = self._rows.setdefault(document.index, _Rows(document, batch.cut.index, self._schemas))
+            rows.failure = _failure(document, pl_module)
             if score is not None and row in score.rows:
-                part.add(score, pl_module.flop_counter.count(score, row), row)
-        for document in batch.finished:
-            self._parts.pop(document.index).close()
+                rows.add(score, pl_module.flop_counter.count(score, row), row)
+            rows.is_last = document in batch.finished
+            if rows.is_last or rows.stop % GROUP == 0:
+                self._write(rows)
+            if rows.is_last:
+                del self._rows[document.index], self._written[document.index]
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        mine = {"failed": list(pl_module.failed.items()), "peak_memory_bytes": _peak_memory(pl_module.device)}
+        failed = [(each.index, failure) for each in trainer.datamodule.loaded if (failure := _failure(each, pl_module))]  # type: ignore[attr-defined]
+        mine = {"failed": failed, "peak_memory_bytes": max(self._peak_memory, _peak_memory(self._device))}
         processes = self._board.gather("records", mine)
         if not processes:  # process 0 joins what all have written
             return
-        failed = dict(entry for process in processes for entry in process["failed"])
+        failures = dict(entry for process in processes for entry in process["failed"])
         documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
         for name, schema in self._schemas.items():
-            _join(
-                [self._rows / f"{document.index:08d}.{name}.parquet" for document in documents],
-                self.folder / f"{name}.parquet",
-                schema,
-            )
-        shutil.rmtree(self._rows)
+            with draft_of(self.folder / f"{name}.parquet") as draft, pq.ParquetWriter(draft, schema) as writer:
+                for document in documents:
+                    for table in self.parts.tables(document.index, name):
+                        if len(table):  # none of a document that failed at once
+                            writer.write_table(table)
         run = self._settings | {
-            "documents": [_describe(document, failed) for document in documents],
+            "documents": [_describe(document, failures.get(document.index)) for document in documents],
             "protocol": pl_module.protocol,
             "experts": _describe_experts(pl_module) if pl_module.mixture is not None else None,
             "seconds": time.perf_counter() - self._began,
@@ -147,57 +160,78 @@ class Records(Callback):
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("dynlight", "torch", "lightning", "transformers", "peft")},
         }
-        (self.folder / "run.json").write_text(json.dumps(run, indent=1))
+        write_text(self.folder / "run.json", json.dumps(run, indent=1))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+        # Not before all that is made at the end is on disk: until then the parts may be needed to go on.
+        if self._board.rank == 0:
+            shutil.rmtree(self.parts.folder)
 
     def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
-        # What was scored stays on disk, as parts.
-        for part in self._parts.values():
-            part.close()
-        self._parts.clear()
+        self._write_all()  # what was scored stays
 
-    @property
-    def _rows(self) -> Path:
-        return self.folder / "rows"
+    def state_dict(self) -> dict[str, Any]:
+        """How far the rows go that are on disk once this returns."""
+        self._write_all()
+        self.parts.sync()
+        return {
+            "running": self._written.copy(),
+            "seconds": time.perf_counter() - self._began,
+            "peak_memory": max(self._peak_memory, _peak_memory(self._device)),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._began = time.perf_counter() - state_dict["seconds"]
+        self._peak_memory = state_dict["peak_memory"]
+        self._written = state_dict["running"]
+
+    def _write_all(self) -> None:
+        for rows in self._rows.values():
+            self._write(rows)
+
+    def _write(self, rows: "_Rows") -> None:
+        if rows.first < rows.stop or rows.is_last:
+            self.parts.write(rows.take())
+            self._written[rows.document.index] = rows.stop
 
 
-class _Part:
-    """The rows of one document on their way to disk."""
+class _Rows:
+    """The rows of one document that are not on disk yet."""
 
-    def __init__(self, document: Document, folder: Path, schemas: dict[str, pa.Schema]) -> None:
+    def __init__(self, document: Document, first: int, schemas: dict[str, pa.Schema]) -> None:
         self.document = document
         self._schemas = schemas
-        self._writers = {
-            name: pq.ParquetWriter(folder / f"{document.index:08d}.{name}.parquet", schema)
-            for name, schema in schemas.items()
-        }
+        self.first = self.stop = first  # segments
+        self.is_last = False
+        self.failure: dict[str, Any] | None = None
         self._held: list[tuple[Score, Any, int]] = []
 
     def add(self, score: "Score", flops: Any, row: int) -> None:
         self._held.append((score, flops, row))
-        if len(self._held) == _FLUSH_EVERY:
-            self._write()
+        self.stop = score.segment.cut.index + 1
 
-    def close(self) -> None:
-        if self._held:
-            self._write()
-        for writer in self._writers.values():
-            writer.close()
+    def take(self) -> Part:
+        """All of them as a part, from now on held no longer."""
+        part = Part(self.document.index, self.first, self.stop, self.is_last, self.failure, self._tables())
+        self.first = self.stop
+        self._held.clear()
+        return part
 
-    def _write(self) -> None:
+    def _tables(self) -> dict[str, pa.Table]:
+        if not self._held:
+            return {name: schema.empty_table() for name, schema in self._schemas.items()}
         columns: dict[str, list[Any]] = {
             "segments": [self._segment(*held) for held in self._held],
             "timings": [self._timing(score) for score, _, _ in self._held],
         }
         if "experts" in self._schemas:
             columns["experts"] = [row for score, _, place in self._held for row in self._experts(score, place)]
+        tables = {}
         for name, rows in columns.items():
-            table = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*rows, strict=True), self._schemas[name], strict=True)
-            ]
-            self._writers[name].write_table(pa.Table.from_arrays(table, schema=self._schemas[name]))
-        self._writers["tokens"].write_table(self._tokens())
-        self._held.clear()
+            fields = zip(zip(*rows, strict=True), self._schemas[name], strict=True)
+            arrays = [pa.array(column, field.type) for column, field in fields]
+            tables[name] = pa.Table.from_arrays(arrays, schema=self._schemas[name])
+        return tables | {"tokens": self._tokens()}
 
     def _segment(self, score: "Score", flops: Any, row: int) -> tuple[Any, ...]:
         cut = score.segment.cut
@@ -209,8 +243,8 @@ class _Part:
             score.segment.bytes[row],
             score.sums[row],
             None if score.static_sums is None else score.static_sums[row],
-            score.updates > 0,
-            score.updates * (1 if score.experts is None else int(score.experts.learners[:, row].sum())),
+            score.updates_of(row) > 0,
+            score.updates_of(row) * (1 if score.experts is None else int(score.experts.learners[:, row].sum())),
             *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
         )
 
@@ -252,27 +286,27 @@ class _Part:
         return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
 
 
-def _join(parts: list[Path], whole: Path, schema: pa.Schema) -> None:
-    """One file of all parts that exist, a row group at a time, so that memory stays bounded."""
-    with pq.ParquetWriter(whole, schema) as writer:
-        for part in parts:
-            if part.exists():
-                with pq.ParquetFile(part) as file:
-                    for group in range(file.num_row_groups):
-                        writer.write_table(file.read_row_group(group))
-
-
-def _describe(document: Document, failed: dict[int, int]) -> dict[str, Any]:
+def _describe(document: Document, failure: dict[str, Any] | None) -> dict[str, Any]:
+    failure = dict(failure or {})
+    stopped = failure.pop("stopped", None)
     return {
         "document": document.index,
         "name": document.name,
         "tokens": len(document),
         "bytes": document.bytes,
         "words": document.words,
-        "failed": {"segment": failed[document.index], "reason": "nats were not finite"}
-        if document.index in failed
-        else None,
+        "failed": failure if stopped is True else None,
+        "finished_static": failure if stopped is False else None,
     }
+
+
+def _failure(document: Document, pl_module: "DynamicEvaluation") -> dict[str, Any] | None:
+    """Where and why learning went wrong, and whether the document was stopped for it."""
+    index = document.index
+    for stopped, found in ((True, pl_module.failed), (False, pl_module.unlearned)):
+        if index in found:
+            return {"segment": found[index], "reason": pl_module.reasons[index], "stopped": stopped}
+    return None
 
 
 def _describe_experts(pl_module: "DynamicEvaluation") -> list[dict[str, Any]]:

@@ -122,7 +122,8 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
 
     A document counts if it was read whole. Where it failed, was not finished or has nats that are not finite, `failed`
     holds the reason (else ""), `failed_segment` the segment if one is to blame; its nats are NaN, its FLOPs and seconds
-    what it cost up to there. Without a static reference `static_nats` is NaN.
+    what it cost up to there. `static_from` is the segment from which on the unlearned weights read it, as the learned ones
+    had failed. Without a static reference `static_nats` is NaN.
     """
     folder = Path(folder)
     entries = read_run(folder)["documents"]
@@ -151,6 +152,8 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
             failures.append(("", None))
     table["failed"] = pd.Series([reason for reason, _ in failures], dtype="str")
     table["failed_segment"] = pd.array([segment for _, segment in failures], dtype="Int64")
+    static_from = [(entry.get("finished_static") or {}).get("segment") for entry in entries]
+    table["static_from"] = pd.array(static_from, dtype="Int64")
     read_whole = table.failed == ""
     table["bytes"] = np.where(read_whole, sums(rows, "bytes"), table.bytes)
     table["nats"] = table.nats.where(read_whole)
@@ -225,6 +228,11 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
         "failed": [
             {"document": document, "name": name, "segment": None if pd.isna(segment) else segment, "reason": reason}
             for document, name, segment, reason in failures
+        ],
+        "finished_static": [
+            {"document": entry["document"], "name": entry["name"]} | entry["finished_static"]
+            for entry in run["documents"]
+            if entry.get("finished_static")
         ],
     }
 

@@ -41,6 +41,8 @@ class UpdateFrequency(Callback):
     """
 
     def __init__(self, every: Every = 1, passes: int = 1) -> None:
+        if every is None:  # which the parser lets pass
+            raise ValueError("schedule.every must be at least 1, got null; choose never to learn nothing")
         periods = every if isinstance(every, Mapping) else {0: 1 if every == "never" else every}
         if 0 not in periods:
             raise ValueError(f"schedule.every must give the period at segment 0, got {every}; add an entry 0: 1")

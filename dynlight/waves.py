@@ -13,7 +13,7 @@ document's short last segment is a forward of its own; these come first, and tho
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +51,11 @@ class Segment:
     def finished(self) -> Wave:
         """The documents that end here."""
         return tuple(document for document in self.documents if len(document) == self.cut.stop)
+
+    def begin(self, tokens: int) -> "Segment":
+        """The same segment up to its first `tokens` scored tokens; its bytes are those of the whole."""
+        cut = self.cut._replace(stop=self.cut.start + tokens)
+        return replace(self, cut=cut, inputs=self.inputs[:, : cut.context + tokens], targets=self.targets[:, :tokens])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
         """The same segment with its tensors on `device`; Lightning calls this."""
@@ -114,9 +119,35 @@ def _shorten_longest(shares: list[list["Document"]]) -> bool:
     return True
 
 
-def segments(wave: Wave, context: Context) -> Iterator[Segment]:
-    """The segments of a wave, position by position; together they score each token of it exactly once."""
-    sequences = [torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave]
+def segments(wave: Wave, context: Context, skip: int = 0) -> Iterator[Segment]:
+    """The segments of a wave, position by position; together they score each token of it exactly once.
+
+    Args:
+        wave: the documents.
+        context: what cuts them into segments.
+        skip: how many to leave out, from the first.
+    """
+    sequences: list[Tensor] = []
+    for cut, rows, running in islice(_cuts(wave, context), skip, None):
+        if not sequences:  # none are made of a wave that is skipped
+            sequences = [
+                torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave
+            ]
+        read = slice(cut.start - cut.context, cut.stop)
+        scored = slice(cut.start + 1, cut.stop + 1)
+        yield Segment(
+            documents=wave[rows],
+            rows=rows,
+            running=running,
+            cut=cut,
+            inputs=torch.stack([sequence[read] for sequence in sequences[rows]]),
+            targets=torch.stack([sequence[scored] for sequence in sequences[rows]]),
+            bytes=tuple(int(document.byte_ends[cut.stop] - document.byte_ends[cut.start]) for document in wave[rows]),
+        )
+
+
+def _cuts(wave: Wave, context: Context) -> Iterator[tuple[Cut, slice, int]]:
+    """Of each segment its cut, its rows, and how many documents run at its position."""
     for cut in context.cuts(len(wave[0])):
         running = [document for document in wave if len(document) > cut.start]
         stops = [min(cut.stop, len(document)) for document in running]
@@ -124,45 +155,37 @@ def segments(wave: Wave, context: Context) -> Iterator[Segment]:
         for stop, group in groupby(reversed(stops)):
             rows = slice(row - len(list(group)), row)
             row = rows.start
-            short = Cut(cut.index, cut.start, stop, context.context(cut.start, stop))
-            read = slice(short.start - short.context, short.stop)
-            scored = slice(short.start + 1, short.stop + 1)
-            yield Segment(
-                documents=wave[rows],
-                rows=rows,
-                running=len(running),
-                cut=short,
-                inputs=torch.stack([sequence[read] for sequence in sequences[rows]]),
-                targets=torch.stack([sequence[scored] for sequence in sequences[rows]]),
-                bytes=tuple(int(document.byte_ends[stop] - document.byte_ends[cut.start]) for document in wave[rows]),
-            )
+            yield Cut(cut.index, cut.start, stop, context.context(cut.start, stop)), rows, len(running)
 
 
 class SegmentStream:
     """All segments of all waves in the order in which they are scored and learned from.
 
     Args:
+        waves: the documents.
+        context: what cuts them into segments.
         rounds: after its own segments it yields empty ones, until there are as many as this.
+        skip: how many segments to leave out, from the first.
     """
 
-    def __init__(self, waves: Sequence[Wave], context: Context, rounds: int = 0) -> None:
+    def __init__(self, waves: Sequence[Wave], context: Context, rounds: int = 0, skip: int = 0) -> None:
         self.waves = waves
         self.context = context
         self.rounds = rounds
+        self.skip = skip
 
     def __iter__(self) -> Iterator[Segment]:
-        count = 0
+        skip = self.skip
         for wave in self.waves:
-            for segment in segments(wave, self.context):
-                yield segment
-                count += 1
-        for _ in range(self.rounds - count):
+            yield from segments(wave, self.context, skip)
+            skip = max(0, skip - count_segments([wave], self.context)) if skip else 0
+        for _ in range(self.rounds - count_segments(self.waves, self.context) if self.rounds else 0):
             yield _empty_segment()
 
 
 def count_segments(waves: Sequence[Wave], context: Context) -> int:
-    """Segments of waves of one document each."""
-    return sum(1 for wave in waves for document in wave for _ in context.cuts(len(document)))
+    """Segments of waves."""
+    return sum(1 for wave in waves for _ in _cuts(wave, context))
 
 
 def _empty_segment() -> Segment:

@@ -120,18 +120,36 @@ class InPlace:
         """Scales the document's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
         torch.nn.utils.clip_grad_norm_(self.learned, norm)
 
-    def step(self, optimizers: Sequence[Optimizer]) -> None:
-        """One update from the gradients of the last backward, which are then forgotten."""
-        for optimizer in optimizers:
+    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+        """One update from the gradients of the last backward, which are then forgotten.
+
+        Returns whether the gradient was finite; if not, nothing is learned from it.
+        """
+        finite = _finite_rows([weight.grad[None] for weight in self.learned if weight.grad is not None])
+        for optimizer in optimizers if all(finite) else ():
             optimizer.step()
         for weight in self.learned:
             weight.grad = None
+        return finite
 
     @torch.no_grad()
     def reset(self, documents: int = 1) -> None:
         """θ ← θ0."""
         if self.learned:
             torch._foreach_copy_(self.learned, self.initial)
+
+    def progress_state(self) -> dict[str, Any]:
+        """Learned weights and memory."""
+        return {"learned": self.learned, "memory": self.memory, "static_memory": self.static_memory}
+
+    @torch.no_grad()
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `progress_state` said."""
+        for weight, saved in zip(self.learned, state["learned"], strict=True):
+            weight.copy_(saved)
+        self.memory, self.static_memory = (
+            _moved(state[name], self.model.device) for name in ("memory", "static_memory")
+        )
 
     @contextmanager
     def _unlearned(self) -> Iterator[None]:
@@ -273,8 +291,12 @@ class Stacked:
         for gradient in gradients:
             gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
-    def step(self, optimizers: Sequence[Optimizer]) -> None:
-        """One update of each expert from the gradients of the last backward, which are then forgotten."""
+    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+        """One update of each expert from the gradients of the last backward, which are then forgotten.
+
+        Returns whether each row's gradient was finite; one that wasn't spoils no other row.
+        """
+        finite = _finite_rows([stack.grad for stack in self.learned if stack.grad is not None])
         for rows, own, optimizer in self._each(optimizers):
             if rows.start == rows.stop:
                 continue
@@ -285,6 +307,7 @@ class Stacked:
                 weight.grad = None
         for stack in self.learned:
             stack.grad = None
+        return finite
 
     @torch.no_grad()
     def reset(self, documents: int) -> None:
@@ -293,6 +316,28 @@ class Stacked:
         for weight, storage, initial in zip(self.learned, self._storage, self.initial, strict=True):
             weight.data = storage[:rows].copy_(initial)
         self._begin(documents)
+
+    def progress_state(self) -> dict[str, Any]:
+        """Learned weights and memory, and whose rows they are."""
+        return {
+            "learned": [weight.data for weight in self.learned],
+            "memory": self.memory,
+            "static_memory": self.static_memory,
+            "owners": self.owners,
+            "running": self._running,
+        }
+
+    @torch.no_grad()
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `progress_state` said."""
+        for weight, storage, saved in zip(self.learned, self._storage, state["learned"], strict=True):
+            weight.data = storage[: len(saved)].copy_(saved)
+        self.memory, self.static_memory = (
+            _moved(state[name], self.model.device) for name in ("memory", "static_memory")
+        )
+        self._begin(state["running"])
+        self.owners = state["owners"]
+        self._bind()
 
     def _begin(self, documents: int) -> None:
         self._running = documents
@@ -354,6 +399,16 @@ def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
     embedding.register_forward_hook(
         lambda _, inputs, output: torch.where((inputs[0] == padding).unsqueeze(-1), output.detach(), output)
     )
+
+
+def _finite_rows(gradients: list[Tensor]) -> list[bool]:
+    """Whether all of each row's gradients are finite: a sum with one that isn't never is."""
+    sums = [gradient.flatten(1).sum(dim=1) for gradient in gradients]
+    return torch.stack(sums).isfinite().all(dim=0).tolist() if sums else []
+
+
+def _moved(memory: Memory, device: torch.device) -> Memory:
+    return [(keys.to(device), values.to(device)) for keys, values in memory] if memory else memory
 
 
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 PROSE = ["It was a fine day, and the old house stood still by the river. " * 3, "def read(line):\n    return line\n"]
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with 300 tokens, as of GPT-2: any text, an emoji in up to four tokens; BOS and EOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,6 +25,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(PROSE, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=8)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """That of make_byte_tokenizer."""
+    return make_byte_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -182,6 +182,28 @@ KNOWN_BEFORE_LOADING = {
         at("schedule.every", {1: 2}),
         "schedule.every must give the period at segment 0, got {1: 2}; add an entry 0: 1",
     ),
+    "no period": (
+        at("schedule.every", None),
+        "schedule.every must be at least 1, got null; choose never to learn nothing",
+    ),
+    "no time between checkpoints": (
+        at("checkpoint", {"minutes": 0}),
+        "checkpoint.minutes must be above 0, got 0.0; choose checkpoint: null for none",
+    ),
+    "text for a time between checkpoints": (
+        at("checkpoint", {"minutes": "often"}),
+        "checkpoint.minutes must be a number, got often",
+    ),
+    "a number for checkpoints": (at("checkpoint", 5), "checkpoint must hold settings by name, got 5"),
+    "in checkpoint": (
+        at("checkpoint", {"minuts": 5}),
+        "checkpoint.minuts is not a setting...; did you mean checkpoint.minutes?",
+    ),
+    "another end": (at("on_failure", "retry"), "on_failure must be stop or static, got retry"),
+    "an end without a reference": (
+        {"on_failure": "static", "reference": None},
+        "on_failure must be stop without a reference, got static; set reference: static",
+    ),
     "no passes": (at("schedule.passes", 0), "schedule.passes must be at least 1, got 0"),
     "another reset": (at("reset.every", "segment"), "reset.every must be document or never, got segment"),
     # Parameters and the model

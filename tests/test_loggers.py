@@ -357,3 +357,55 @@ def test_there_is_one_call_a_segment(run, monkeypatch, tmp_path):
     )
     folder, _, _ = run(csv_logger(tmp_path))
     assert len(calls) == len(pd.read_parquet(Path(folder) / "segments.parquet"))
+
+
+KILLED = """
+import os, signal, sys
+from dynlight import fit
+from dynlight.checkpoint import Checkpoint
+
+left = int(sys.argv[1])
+save, end = Checkpoint.save, Checkpoint.on_train_batch_end
+
+
+def count(self, *arguments):
+    global left
+    end(self, *arguments)
+    left -= 1
+    if left == 5:
+        self.save(arguments[1])
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Checkpoint.on_train_batch_end = count
+sys.exit(fit.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_the_same_run_of_wandb_without_a_gap_or_a_doubled_point(library, tmp_path):
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
+    config = config_file(library, tmp_path, WANDB)
+
+    def session(segments, *arguments):
+        command = [sys.executable, "-c", KILLED, str(segments), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    assert session(8, "--config", config).returncode == -9
+    assert session(9, "--resume", "out").returncode == -9
+    last = session(-1, "--resume", "out")
+    assert last.returncode == 0, last.stderr
+    folders = sorted((tmp_path / "out/wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_ctime)
+    assert len(folders) == 3
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1
+    history = []
+    for folder in folders:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+        items = [record["history"]["item"] for record in map(json.loads, lines) if record["type"] == "history"]
+        history += [item for item in items if "tokens" in item]
+    expected = expected_series(tmp_path / "out")
+    assert [item["_step"] for item in history] == list(range(len(expected)))
+    assert_same(history, expected[["tokens", "flops"]])
+    assert [item["by_tokens/bits_per_byte"] for item in history] == pytest.approx(expected.bits_per_byte.tolist())

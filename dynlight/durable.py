@@ -1,0 +1,42 @@
+"""Durable files: each is there whole or not at all, whatever happens while it is written."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def draft_of(path: Path, sync: bool = True) -> Iterator[Path]:
+    """The path of a draft that takes the place of `path` once it is written, and is gone if writing fails.
+
+    Args:
+        path: the file to be.
+        sync: whether it outlives a power cut as soon as this returns; a killed process it outlives in any case.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        yield draft
+        if sync:
+            sync_to_disk(draft)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, as UTF-8 with the line ends that the text has."""
+    with draft_of(path) as draft:
+        draft.write_text(text, "utf-8", newline="\n")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,261 @@
+"""Kills runs at random moments, goes on with them, and compares what they leave byte for byte: `make torture`.
+
+A moment is a point in time, or a point in the code that is hard to hit by chance: in the middle of a write, before or
+after a file takes the place of its draft, between the files that a run ends with. Each session of a run is a fork of this
+process, so that nothing has to be imported again. The same seed kills at the same points in the code.
+"""
+
+import argparse
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as its threads don't come along into a fork
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from conftest import make_byte_tokenizer
+from folders import configuration, save_model
+
+from dynlight import checkpoint, fit, report, sealed
+from dynlight.flops import FlopCounter
+from dynlight.receipt import Receipt, _line
+
+# Ragged: documents that end within a segment, with others, in the middle of a wave; an empty one.
+LENGTHS = (900, 333, 5, 0, 900, 64, 640, 16, 17)
+SAME = ("segments.parquet", "tokens.parquet", "documents.csv", "receipt.json", "config.yaml", "experts.parquet")
+RUNS: dict[str, dict[str, Any]] = {
+    "one at a time": {"update": {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}},
+    "together": {
+        "together": 3,
+        "parameters": {"class_path": "LoRA", "init_args": {"rank": 2}},
+        "update": {"class_path": "AdamW", "init_args": {"lr": 0.003}},
+    },
+    "mixture": {"together": 2, "update": {"class_path": "AdamW", "init_args": {}}, "rates": [0.001, 0.01, 0.03]},
+    "carried on": {"reset": {"every": "never"}, "reference": None, "clip": 0.5},
+}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Faults: each arms this process to be killed at the n-th time that it comes to a point.
+
+
+def before(holder: Any, name: str, n: int) -> None:
+    _countdown(holder, name, n, lambda call, *arguments: die())
+
+
+def after(holder: Any, name: str, n: int) -> None:
+    def at_last(call: Callable, *arguments: Any) -> None:
+        call(*arguments)
+        die()
+
+    _countdown(holder, name, n, at_last)
+
+
+def half_written(holder: Any, name: str, n: int) -> None:
+    _countdown(
+        holder, name, n, lambda call, file, data: (call(file, bytes(data)[: len(data) // 2]), file.flush(), die())
+    )
+
+
+def half_a_row(holder: Any, name: str, n: int) -> None:
+    def at_last(call: Callable, receipt: Receipt, commit: list) -> None:
+        receipt._lines.write(_line([*commit, "…"])[:20])
+        die()
+
+    _countdown(holder, name, n, at_last)
+
+
+def _countdown(holder: Any, name: str, n: int, at_last: Callable) -> None:
+    call, left = getattr(holder, name), n
+
+    def counting(*arguments: Any, **settings: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return call(*arguments, **settings) if left else at_last(call, *arguments)
+
+    setattr(holder, name, counting)
+
+
+# Where, and how often a session comes there at most.
+POINTS: list[tuple[str, Callable[[Any, str, int], None], Any, str, int]] = [
+    ("after a segment", before, checkpoint.Checkpoint, "on_train_batch_end", 60),
+    ("before a checkpoint", before, checkpoint.Checkpoint, "save", 5),
+    ("after a checkpoint", after, checkpoint.Checkpoint, "save", 5),
+    ("in a sealed file", half_written, sealed._Hashing, "write", 300),
+    ("before a file is synced", before, os, "fsync", 30),
+    ("after a file is synced", after, os, "fsync", 30),
+    ("before a draft takes its place", before, os, "replace", 30),
+    ("after a draft took its place", after, os, "replace", 30),
+    ("in a row of the ledger", half_a_row, Receipt, "_add", 60),
+    ("while rows are joined", before, pq.ParquetWriter, "write_table", 20),
+    ("between the last files", before, report, "write", 1),
+    ("when all is there", after, report, "write", 1),
+]
+
+
+class Torture:
+    """Runs in a folder of their own, killed as a random number generator says."""
+
+    def __init__(self, root: Path, seed: int, minutes: float) -> None:
+        self.root = root
+        self.random = random.Random(seed)
+        self.minutes = minutes
+        self.kills: Counter[str] = Counter()
+        self.sessions = 0
+        self.model = save_model(root / "model", make_byte_tokenizer(), num_hidden_layers=1)
+        (root / "documents").mkdir()
+        for number, length in enumerate(LENGTHS):
+            text = "".join(self.random.choice("the old house by a river ") for _ in range(length))
+            (root / f"documents/{number}.txt").write_text(text)
+
+    def torture(self, name: str, kills: int) -> int:
+        """One run, killed at most so often; returns how often. What it leaves equals what it leaves undisturbed."""
+        out, whole = self.root / "out", self.root / f"{name}, undisturbed"
+        self.write_configuration(name, out)
+        if not whole.exists():
+            assert self.session(name, [])[0] == 0
+            out.rename(whole)
+        began = sum(self.kills.values())
+        while sum(self.kills.values()) < began + kills and (status := self.session(name, self.fault())[0]):
+            assert status == -signal.SIGKILL, status
+        if (out / "unfinished").exists() or not (out / "summary.json").exists():
+            status, output = self.session(name, [])
+            assert status == 0, output
+        self.compare(whole, out)
+        shutil.rmtree(out)
+        return sum(self.kills.values()) - began
+
+    def write_configuration(self, name: str, out: Path) -> None:
+        config = configuration(self.model, f"{self.root}/documents/*.txt", out) | RUNS[name]
+        config["data"]["together"] = config.pop("together", 1)
+        (self.root / "run.yaml").write_text(yaml.safe_dump(config | {"checkpoint": {"minutes": self.minutes}}))
+
+    def fault(self) -> list[Any]:
+        """A random one: most are points in the code, the others points in time."""
+        if self.random.random() < 0.25:
+            return ["at some time", self.random.uniform(0.2, 3.0)]
+        name, fault, holder, attribute, most = self.random.choice(POINTS)
+        return [name, fault, holder, attribute, self.random.randint(1, most)]
+
+    def session(self, name: str, fault: list[Any]) -> tuple[int, str]:
+        """Begins the run or goes on with it until it ends or is killed; returns its status and what it wrote."""
+        out, log = self.root / "out", self.root / "log.txt"
+        resumes = (out / "unfinished/origin.sealed").exists()
+        arguments = ["--resume", out] if resumes else ["--config", self.root / "run.yaml", "--overwrite", "true"]
+        self.sessions += 1
+        with log.open("w") as file:
+            if not (pid := os.fork()):
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                os._exit(self._run(name, fault, [str(argument) for argument in arguments]))
+        if len(fault) == 2:
+            time.sleep(fault[1])
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == -signal.SIGKILL:
+            self.kills[fault[0]] += 1
+        return status, log.read_text()
+
+    def _run(self, name: str, fault: list[Any], arguments: list[str]) -> int:
+        try:
+            self._remember_flops(name)
+            if len(fault) > 2:
+                fault[1](*fault[2:])
+            return fit.main(arguments)
+        except BaseException:  # it must not go back into the code of its parent
+            import traceback
+
+            traceback.print_exc()
+            return 70
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    def _remember_flops(self, name: str) -> None:
+        """Shapes are measured once for all sessions: it takes longer than the run."""
+        file, measure = self.root / f"{name} flops.pickle", FlopCounter._measure_shape
+        known = pickle.loads(file.read_bytes()) if file.exists() else {}
+
+        def remembered(counter: FlopCounter, *shape: Any) -> Any:
+            if shape not in known:
+                known[shape] = measure(counter, *shape)
+                draft = file.with_suffix(".draft")
+                draft.write_bytes(pickle.dumps(known))
+                draft.rename(file)
+            return known[shape]
+
+        FlopCounter._measure_shape = remembered
+
+    def compare(self, whole: Path, out: Path, files: Sequence[str] = SAME) -> None:
+        assert {file.name for file in whole.iterdir()} == {file.name for file in out.iterdir()}, list(out.iterdir())
+        for name in files:
+            if (whole / name).exists():
+                assert (whole / name).read_bytes() == (out / name).read_bytes(), f"{name} differs"
+
+    def fill_the_disk(self) -> str:
+        """A run on a disk too small for it ends with one line, and goes on when there is room."""
+        small = self.root / "small"
+        small.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            return "a full disk: left out, as it needs the right to mount one"
+        try:
+            out = small / "out"
+            self.write_configuration("together", out)
+            (self.root / "out").symlink_to(out, target_is_directory=True)
+            status, output = self.session("together", [])
+            line = f"error: out must be where there is room, got {out}: No space left on device"
+            assert status == 1 and output.splitlines()[-1] == line, output
+            subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+            status, output = self.session("together", [])
+            assert status == 0, output
+            self.compare(self.root / "together, undisturbed", out, SAME[:3])
+            return "a full disk: told in one line; with more room it goes on and ends the same"
+        finally:
+            subprocess.run(["umount", str(small)], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dynlight-") as folder:
+        torture = Torture(Path(folder), settings.seed, minutes=0.002)
+        turn = 0
+        while (left := settings.kills - sum(torture.kills.values())) > 0:
+            name = settings.runs[turn % len(settings.runs)]
+            turn += 1
+            most = min(left, -(-settings.kills // len(settings.runs)))
+            print(f"{name}: killed {torture.torture(name, most)} times, ends the same")
+        if "together" in settings.runs:
+            print(torture.fill_the_disk())
+    for point, count in torture.kills.most_common():
+        print(f"{count:4}  {point}")
+    print(f"{sum(torture.kills.values())} kills in {torture.sessions} sessions, {time.monotonic() - began:.0f} seconds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
