@@ -47,6 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mixture": {"together": 2, "update": {"class_path": "AdamW", "init_args": {}}, "rates": [0.001, 0.01, 0.03]},
     "carried on": {"reset": {"every": "never"}, "reference": None, "clip": 0.5},
 }
+TWO_PROCESSES = {"context": {"class_path": "TransformerXL", "init_args": {"segment": 2, "memory": 8}}}
 
 
 def die() -> None:
@@ -143,7 +144,7 @@ class Torture:
         return sum(self.kills.values()) - began
 
     def write_configuration(self, name: str, out: Path) -> None:
-        config = configuration(self.model, f"{self.root}/documents/*.txt", out) | RUNS[name]
+        config = configuration(self.model, f"{self.root}/documents/*.txt", out) | RUNS.get(name, TWO_PROCESSES)
         config["data"]["together"] = config.pop("together", 1)
         (self.root / "run.yaml").write_text(yaml.safe_dump(config | {"checkpoint": {"minutes": self.minutes}}))
 
@@ -209,6 +210,43 @@ class Torture:
             if (whole / name).exists():
                 assert (whole / name).read_bytes() == (out / name).read_bytes(), f"{name} differs"
 
+    def two_processes(self, kills: int) -> str:
+        """A run in two processes, of which one or the other is killed; the other one ends by itself within a minute."""
+        out, name = self.root / "out", "two processes"
+        self.write_configuration(name, out)
+        assert self.session(name, [])[0] == 0, (self.root / "log.txt").read_text()  # in one process
+        whole = out.rename(self.root / name)
+        config = yaml.safe_load((self.root / "run.yaml").read_text())
+        config["trainer"] |= {"devices": 2, "strategy": "document_parallel"}
+        (self.root / "run.yaml").write_text(yaml.safe_dump(config))
+        slowest = 0.0
+        for number in range(kills + 1):
+            begun = (out / "unfinished/origin.sealed").exists()
+            arguments = ["--resume", out] if begun else ["--config", self.root / "run.yaml", "--overwrite", "true"]
+            command = [sys.executable, "-m", "dynlight.fit", *map(str, arguments)]
+            if number == kills:
+                subprocess.run(command, check=True, capture_output=True)
+                break
+            before = set((out / "unfinished").glob("rank*"))
+            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(self.root / "log.txt").open("w"))
+            while run.poll() is None and not set((out / "unfinished").glob("rank*")) - before:
+                time.sleep(0.02)
+            time.sleep(self.random.uniform(0, 0.5))
+            other = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+            processes = [run.pid, *map(int, other.read_text().split())] if other.exists() else [run.pid]
+            killed = self.random.choice(processes[:2])
+            os.kill(killed, signal.SIGKILL)
+            self.kills[f"process {processes.index(killed)} of two"] += 1
+            moment = time.monotonic()
+            run.wait(60)
+            while any(_runs(process) for process in processes):
+                assert time.monotonic() < moment + 60, "a process outlives the other for more than a minute"
+                time.sleep(0.1)
+            slowest = max(slowest, time.monotonic() - moment)
+        self.compare(whole, out, SAME[:3])
+        shutil.rmtree(out)
+        return f"{name}: killed {kills} times, ends as in one; the other process ended within {slowest:.0f} seconds"
+
     def fill_the_disk(self) -> str:
         """A run on a disk too small for it ends with one line, and goes on when there is room."""
         small = self.root / "small"
@@ -232,9 +270,18 @@ class Torture:
             subprocess.run(["umount", str(small)], check=True)
 
 
+def _runs(process: int) -> bool:
+    """Whether a process is there, and no mere entry in the table of processes."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills-of-two", type=int, default=4, help="of a run in two processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
     settings = parser.parse_args()
@@ -249,6 +296,8 @@ def main() -> int:
             turn += 1
             most = min(left, -(-settings.kills // len(settings.runs)))
             print(f"{name}: killed {torture.torture(name, most)} times, ends the same")
+        if settings.kills_of_two:
+            print(torture.two_processes(settings.kills_of_two))
         if "together" in settings.runs:
             print(torture.fill_the_disk())
     for point, count in torture.kills.most_common():
