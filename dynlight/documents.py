@@ -278,6 +278,7 @@ class DocumentStream(LightningDataModule):
 
     def share(self, rank: int, ranks: int) -> list[Wave]:
         """The waves that one of several processes reads, of all documents that are still to be read."""
+        assert self.together != "auto", "it is a number by now"
         documents = [document for document in self.loaded if document.index not in self.done]
         return waves(deal(documents, ranks)[rank], self.together)
 

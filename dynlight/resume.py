@@ -44,7 +44,7 @@ class Origin:
 
     settings: dict[str, str] = field(default_factory=dict)
     documents: list[list[str]] = field(default_factory=list)  # of each its name, and a hash
-    together: int = 1
+    together: int | str = 1
     ranks: int = 1
     done: list[int] = field(default_factory=list)  # documents read before the present waves were made
     hashes: dict[str, str | None] = field(default_factory=dict)  # of the model and its tokenizer
