@@ -29,9 +29,6 @@ class ProcessFailedError(RuntimeError):
 class Board:
     """What `ranks` processes tell each other; this one is number `rank`.
 
-    A process whose `rank` is not below `ranks` reads along with process 0 (its part of the weights is needed for that)
-    and has nothing to tell.
-
     Args:
         store: the same one for all; None: in memory.
         alive: raises ProcessFailedError if a process that this one has started is gone.
@@ -53,11 +50,6 @@ class Board:
         self._patience = patience.total_seconds()
         self._looked = 0.0
         self._others: dict[str, tuple[float, list[float]]] = {}  # when the numbers of others were read, and their sums
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process has documents of its own, whose rows it writes."""
-        return self.rank < self.ranks
 
     def total(self, name: str, numbers: Sequence[float], at_once: bool = False) -> list[float]:
         """Sums over all processes of what each has told under `name`: now here, at most a second ago elsewhere.
@@ -81,8 +73,6 @@ class Board:
 
     def of_first(self, name: str, value: Any) -> Any:
         """What process 0 has under this name."""
-        if not self.writes:
-            return value
         if self.rank == 0:
             self._store.set(name, json.dumps(value))
         self._wait_for([name])

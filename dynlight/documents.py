@@ -267,7 +267,7 @@ class DocumentStream(LightningDataModule):
         shares = [waves(share, self.together) for share in deal(self.loaded, board.ranks)]
         context = self._module.context
         rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
-        stream = SegmentStream(shares[board.rank % board.ranks], context, rounds)
+        stream = SegmentStream(shares[board.rank], context, rounds)
         return DataLoader(stream, batch_size=None)
 
     @property

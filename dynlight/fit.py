@@ -156,19 +156,12 @@ def fit(config: Namespace) -> dict[str, Any]:
         if trainer.is_global_zero:
             _begin(folder, config, trainer)
         trainer.fit(module, choices.data)
-    except torch.OutOfMemoryError as error:
-        if not trainer.is_global_zero:
-            sys.exit(1)  # process 0 says why
-        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
-        del module
-        fits = together.largest_that_fits(make_trial(), choices.data.together - 1)
-        raise ValueError(
-            f"data.together must be as many documents as fit into memory, got {choices.data.together}; the largest that "
-            f"fitted was {fits}" + ("" if fits else ", so choose a smaller context or model, or parameters like LoRA")
-        ) from error
-    except (ValueError, ProcessFailedError) as error:
-        if not trainer.is_global_zero and (isinstance(error, ProcessFailedError) or raised_here(error)):
-            sys.exit(2)  # process 0 says why
+    except (torch.OutOfMemoryError, ValueError, ProcessFailedError) as error:
+        if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
+            _leave_to_first(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            _release(error, module, trainer)
+            raise together.does_not_fit(choices.data.together, make_trial) from error
         if trainer.is_global_zero and not records.has_begun:
             shutil.rmtree(folder)
         raise
@@ -208,6 +201,20 @@ def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder:
 
     processes = getattr(trainer.strategy, "num_processes", 1)
     return together.Trial(choices.model.load, chosen, choices.data.loaded, make, device, processes)
+
+
+def _leave_to_first(error: Exception) -> None:
+    """Ends this process without a word where the first one says why."""
+    if not isinstance(error, ValueError) or raised_here(error):
+        sys.exit(2)
+
+
+def _release(error: Exception, module: DynamicEvaluation, trainer: Trainer) -> None:
+    """Lets go of all that fills the device's memory after a run has failed there."""
+    traceback.clear_frames(error.__traceback__)
+    trainer.strategy.optimizers = []
+    module._memory = module._static_memory = module.score = None
+    vars(module).pop("weights", None)
 
 
 def _begin(folder: Path, config: Namespace, trainer: Trainer) -> None:
