@@ -114,18 +114,16 @@ class Board:
         return [f"{name}/{rank}" for rank in range(self.ranks)]
 
     def _wait_for(self, keys: list[str]) -> None:
-        signs: dict[str, Any] = dict.fromkeys(
-            self._keys(_ALIVE)
-        )  # the last sign of life of each process, and when it was seen
-        seen = dict.fromkeys(signs, time.monotonic())
+        others = [key for key in self._keys(_ALIVE) if key != f"{_ALIVE}/{self.rank}"]
+        signs: dict[str, Any] = dict.fromkeys(others)  # the last sign of life of each
+        seen = dict.fromkeys(others, time.monotonic())
         while not self._store.check(keys):
             self.look()
-            for process in signs:
-                sign = self._store.get(process) if self._store.check([process]) else None
-                if sign != signs[process]:
-                    signs[process], seen[process] = sign, time.monotonic()
-                elif time.monotonic() - seen[process] > self._patience:
-                    raise ProcessFailedError(
-                        f"process {process.rpartition('/')[2]} gave no sign for {self._patience:.0f} s"
-                    )
+            for other in others:
+                sign = self._store.get(other) if self._store.check([other]) else None
+                if sign != signs[other]:
+                    signs[other], seen[other] = sign, time.monotonic()
+                elif time.monotonic() - seen[other] > self._patience:
+                    number = other.rpartition("/")[2]
+                    raise ProcessFailedError(f"process {number} gave no sign for {self._patience:.0f} s")
             time.sleep(_PAUSE)

@@ -50,7 +50,7 @@ def test_one_that_fails_stops_the_others(two, monkeypatch):
     two[0].fail("process 0 failed of it", status=1)
     for each in two:
         with pytest.raises(ProcessFailedError, match="^process 1 failed$") as error:
-            each.wait("here")
+            each.wait(f"where {each.rank} is alone")
         assert error.value.status == 2
 
 
