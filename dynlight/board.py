@@ -29,9 +29,6 @@ class ProcessFailedError(RuntimeError):
 class Board:
     """What `ranks` processes tell each other; this one is number `rank`.
 
-    A process whose `rank` is not below `ranks` reads along with process 0 (its part of the weights is needed for that)
-    and has nothing to tell.
-
     Args:
         store: the same one for all; None: in memory.
         alive: raises ProcessFailedError if a process that this one has started is gone.
@@ -53,11 +50,6 @@ class Board:
         self._patience = patience.total_seconds()
         self._looked = 0.0
         self._others: dict[str, tuple[float, list[float]]] = {}  # when the numbers of others were read, and their sums
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process has documents of its own, whose rows it writes."""
-        return self.rank < self.ranks
 
     def total(self, name: str, numbers: Sequence[float], at_once: bool = False) -> list[float]:
         """Sums over all processes of what each has told under `name`: now here, at most a second ago elsewhere.
@@ -81,8 +73,6 @@ class Board:
 
     def of_first(self, name: str, value: Any) -> Any:
         """What process 0 has under this name."""
-        if not self.writes:
-            return value
         if self.rank == 0:
             self._store.set(name, json.dumps(value))
         self._wait_for([name])
@@ -124,18 +114,16 @@ class Board:
         return [f"{name}/{rank}" for rank in range(self.ranks)]
 
     def _wait_for(self, keys: list[str]) -> None:
-        signs: dict[str, Any] = dict.fromkeys(
-            self._keys(_ALIVE)
-        )  # the last sign of life of each process, and when it was seen
-        seen = dict.fromkeys(signs, time.monotonic())
+        others = [key for key in self._keys(_ALIVE) if key != f"{_ALIVE}/{self.rank}"]
+        signs: dict[str, Any] = dict.fromkeys(others)  # the last sign of life of each
+        seen = dict.fromkeys(others, time.monotonic())
         while not self._store.check(keys):
             self.look()
-            for process in signs:
-                sign = self._store.get(process) if self._store.check([process]) else None
-                if sign != signs[process]:
-                    signs[process], seen[process] = sign, time.monotonic()
-                elif time.monotonic() - seen[process] > self._patience:
-                    raise ProcessFailedError(
-                        f"process {process.rpartition('/')[2]} gave no sign for {self._patience:.0f} s"
-                    )
+            for other in others:
+                sign = self._store.get(other) if self._store.check([other]) else None
+                if sign != signs[other]:
+                    signs[other], seen[other] = sign, time.monotonic()
+                elif time.monotonic() - seen[other] > self._patience:
+                    number = other.rpartition("/")[2]
+                    raise ProcessFailedError(f"process {number} gave no sign for {self._patience:.0f} s")
             time.sleep(_PAUSE)

@@ -274,7 +274,7 @@ class DocumentStream(LightningDataModule):
         context = self._module.context
         rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
         # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
-        return SegmentStream(shares[board.rank % board.ranks], context, rounds, self.skip)
+        return SegmentStream(shares[board.rank], context, rounds, self.skip)
 
     def share(self, rank: int, ranks: int) -> list[Wave]:
         """The waves that one of several processes reads, of all documents that are still to be read."""

@@ -196,18 +196,13 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
             origin.wandb = dashboard.begin(trainer.loggers, _told(config))
         trainer.fit(module, choices.data)
     except torch.OutOfMemoryError as error:
-        if not trainer.is_global_zero:
-            sys.exit(1)  # process 0 says why
-        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
-        del module
-        fits = together.largest_that_fits(make_trial(), choices.data.together - 1)
-        raise ValueError(
-            f"data.together must be as many documents as fit into memory, got {choices.data.together}; the largest that "
-            f"fitted was {fits}" + ("" if fits else ", so choose a smaller context or model, or parameters like LoRA")
-        ) from error
-    except BaseException as error:
-        if not trainer.is_global_zero and (isinstance(error, ProcessFailedError | Interrupted) or raised_here(error)):
+        if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
             sys.exit(2)  # process 0 says why
+        _release(error, module, trainer)
+        raise together.does_not_fit(choices.data.together, make_trial) from error
+    except BaseException as error:
+        if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
+            _leave_to_first(error)
         if trainer.is_global_zero and not (resumes or records.has_begun) and folder.exists():
             shutil.rmtree(folder)
         raise
@@ -267,6 +262,21 @@ def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder:
 
     processes = getattr(trainer.strategy, "num_processes", 1)
     return together.Trial(choices.model.load, chosen, choices.data.loaded, make, device, processes)
+
+
+def _leave_to_first(error: BaseException) -> None:
+    """Ends this process without a word where the first one says why."""
+    if isinstance(error, ProcessFailedError | Interrupted) or raised_here(error):
+        sys.exit(2)
+
+
+def _release(error: Exception, module: DynamicEvaluation, trainer: Trainer) -> None:
+    """Lets go of all that fills the device's memory after a run has failed there."""
+    traceback.clear_frames(error.__traceback__)
+    trainer.strategy.optimizers = []
+    module.score = None
+    for held in ("weights", "optimizer_of_each_expert"):
+        vars(module).pop(held, None)
 
 
 def _told(config: Namespace) -> dict[str, Any]:

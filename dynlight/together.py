@@ -72,6 +72,16 @@ def largest_that_fits(trial: Callable[[int], int], at_most: int) -> int:
     return fits
 
 
+def does_not_fit(together: int, make_trial: Callable[[], "Trial"]) -> ValueError:
+    """What to say where so many documents ran out of memory."""
+    fits = largest_that_fits(make_trial(), together - 1) if together > 1 else 0
+    advice = "" if fits else "; choose a smaller context or model, or parameters that are fewer, like LoRA"
+    return ValueError(
+        f"data.together must be as many documents as fit into memory, got {together}; the largest that fitted was {fits}"
+        f"{advice}"
+    )
+
+
 class Trial:
     """Reads so many documents of the largest shape, and measures the memory that it takes.
 

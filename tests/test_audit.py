@@ -18,6 +18,7 @@ from dynlight.audit import audit, main
 SEEDS = range(20)
 CONFIG_FILES = sorted(Path(__file__).parent.parent.glob("configs/**/*.yaml"))
 CONFIG_FILES = [file for file in CONFIG_FILES if "\ncontext:" in file.read_text()]
+CONFIG_FILES = [file for file in CONFIG_FILES if "DDP" not in file.read_text()]  # an audit reads in one process
 LETTERS = "abcdefghij"
 
 
