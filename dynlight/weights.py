@@ -125,12 +125,13 @@ class InPlace:
 
         Returns whether the gradient was finite; if not, nothing is learned from it.
         """
-        finite = _finite_rows([weight.grad[None] for weight in self.learned if weight.grad is not None])
-        for optimizer in optimizers if all(finite) else ():
+        sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
+        is_finite = bool(torch.stack(sums).sum().isfinite()) if sums else True  # a sum with one that isn't never is
+        for optimizer in optimizers if is_finite else ():
             optimizer.step()
         for weight in self.learned:
             weight.grad = None
-        return finite
+        return [is_finite]
 
     @torch.no_grad()
     def reset(self, documents: int = 1) -> None:

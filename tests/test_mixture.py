@@ -62,7 +62,7 @@ def joined(segments):
         {"update": partial(torch.optim.AdamW, weight_decay=0.1), "rates": [1e-4, 1e-3]},
         {"update": partial(SGD, momentum=0.9, nesterov=True)},
     ],
-    ids=str,
+    ids=["plain", "LoRA", "clip", "schedule", "AdamW", "momentum"],
 )
 def test_each_rate_scores_what_a_run_with_that_rate_scores(context, together, choices):
     _, _, by_expert = mixed(context=context, together=together, **choices)
