@@ -60,7 +60,8 @@ class AuditedRun:
         """What `audit` takes besides the scorer and the policy."""
         choices = self.choices
         is_mixture = choices.rates is not None or choices.mixture is not None
-        rate_0 = {"rates": [0.0]} if is_mixture else {"update": at_rate(choices["update"] or torch.optim.SGD, 0.0)}
+        rule = choices["update"] or torch.optim.SGD
+        rate_0 = {"rates": [0.0], "update": rule} if is_mixture else {"update": at_rate(rule, 0.0)}
         return {
             "documents": self.pieces(),
             "vocabulary": self.model.config.get_text_config().vocab_size,

@@ -18,10 +18,14 @@ CONFIDENCE = 0.95
 
 
 def nats_by_document(folder: Path, documents: pd.Series) -> pd.DataFrame:
-    """Return the nats of each expert (columns) on each document (rows), NaN where an expert failed on it."""
+    """Return the nats of each expert (columns) on each document (rows), NaN where an expert failed on it.
+
+    Documents without tokens have no rows, and are left out.
+    """
     rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "nats"])
+    documents = documents[documents.isin(rows.document)]
     sums = rows.groupby(["document", "expert"]).nats.agg(
-        lambda nats: math.fsum(nats) if nats.notna().all() else math.nan
+        lambda nats: math.fsum(nats) if np.isfinite(nats).all() else math.nan
     )
     return sums.unstack().reindex(documents.to_numpy())
 
@@ -45,7 +49,7 @@ def experts_table(folder: Path, table: pd.DataFrame, names: list[dict[str, Any]]
     found = []
     for expert, name in enumerate(names):
         own = nats[expert] if expert in nats else pd.Series(dtype=float)
-        total = math.fsum(own) if own.notna().all() else None
+        total = math.fsum(own) if len(own) and own.notna().all() else None
         found.append(
             name
             | {
@@ -76,7 +80,7 @@ def best_rate(folder: Path, table: pd.DataFrame, experts: list[dict[str, Any]]) 
         return best | {"runner_up": None}
     nats = nats_by_document(folder, table.document)
     bits = ((nats[others[0]] - nats[first]) / math.log(2)).to_numpy()
-    margin, low, high = paired_margin(bits, table.bytes.to_numpy())
+    margin, low, high = paired_margin(bits, table.set_index("document").bytes[nats.index].to_numpy())
     return best | {
         "runner_up": experts[others[0]]["name"],
         "margin_bits_per_byte": margin,

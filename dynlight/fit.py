@@ -56,7 +56,7 @@ the five choices
                     Overlapping
   parameters        which weights may learn: All, LoRA, Matching
   update            how they change: a class of torch.optim, RMSDynamic; null:
-                    nothing is learned (static evaluation)
+                    nothing is learned (with a mixture: by rules of its own)
   schedule          when: every, passes
   reset             when it is forgotten: every (document or never)
 
@@ -391,8 +391,8 @@ def _check_rates(config: Namespace) -> None:
         return
     chosen = config["update"]  # `config.update` is the namespace's own method
     for rule in chosen if isinstance(chosen, list) else [chosen] if chosen else []:
-        usual = inspect.signature(pydoc.locate(rule.class_path)).parameters["lr"].default  # type: ignore[arg-type]
-        if (given := rule.init_args.lr) != usual:
+        usual = inspect.signature(pydoc.locate(rule.class_path)).parameters.get("lr")  # type: ignore[arg-type]
+        if usual is not None and (given := rule.init_args.lr) != usual.default:
             raise ValueError(
                 f"update.lr must be left out where there are rates or a mixture, got {given}; set rates: [{given}]"
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mixture:
-    """Predicts each token with all experts, each weighted by how well it did on the tokens before (of this document).
+    """Predicts each token with all experts, each weighted by how well it did on the tokens before, since the last reset.
 
     Formula: p(x_t) = Σ_e w_t(e) p_e(x_t), with w_1(e) = 1/n and, by Bayes' rule followed by a share α of all weight that
     is dealt out anew, w_{t+1}(e) = (1 − α) w_t(e) p_e(x_t) / p(x_t) + α/n. With α = 0 it is plain Bayes, whose nats of a
@@ -22,14 +22,14 @@ class Mixture:
     the best expert"; Koolen and de Rooij 2013, "Universal codes from switching strategies".
 
     It is a distribution over the vocabulary, as a mean of distributions by weights that don't depend on the token. An
-    expert that has failed is weighted 0 from there on, and n counts the others: where its nats are NaN (as then they are
-    for every token that might have come) before the token, where it gave the token no chance at all after it.
+    expert that has failed is weighted 0 from there on, and n counts the others: where its nats are NaN (which the caller
+    makes sure depends on the tokens before alone) before the token, where it gave the token no chance at all after it.
 
     Args:
         switching: α, the share of weight dealt out anew at each token.
 
     Raises:
-        ValueError: if α is not from 0 to 1.
+        ValueError: if α is not at least 0 and under 1.
     """
 
     switching: float = 0.002

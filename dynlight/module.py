@@ -229,8 +229,12 @@ class DynamicEvaluation(LightningModule):
     @property
     def expert_names(self) -> list[str]:
         """What scores each document: `static` where it is part of a mixture, then each rule with its rate."""
-        learning = [f"{type(rule).__name__}(lr {rule.defaults['lr']:g})" for rule in self.optimizer_of_each_expert]
-        return ["static"] * self.has_static_expert + learning
+        names = ["static"] * self.has_static_expert
+        for rule in self.optimizer_of_each_expert:
+            name = f"{type(rule).__name__}(lr {rule.defaults['lr']:g})"
+            same = sum(known.partition(" no. ")[0] == name for known in names)  # they differ in other settings
+            names.append(f"{name} no. {same + 1}" if same else name)
+        return names
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
@@ -389,7 +393,7 @@ class DynamicEvaluation(LightningModule):
         by_expert = nats.new_full((len(self.updates), documents, scored), float("nan"))
         experts, rows = np.array(self.weights.owners, dtype=np.int64).reshape(-1, 2).T
         rows = rows - segment.rows.start
-        by_expert[experts, rows] = nats
+        by_expert[experts, rows] = self._without_spoiled(segment, nats)
         if static_nats is not None:
             by_expert = torch.cat([static_nats[None], by_expert])
         found = by_expert.cpu().numpy()
@@ -398,6 +402,15 @@ class DynamicEvaluation(LightningModule):
         learners = np.zeros((len(self.updates), documents), dtype=bool)
         learners[experts, rows] = True
         return torch.from_numpy(mixed), ExpertScores(found, shares, learners)
+
+    def _without_spoiled(self, segment: Segment, nats: Tensor) -> Tensor:
+        """The nats of experts that fail in this segment as they were before a token that spoils them all, then NaN."""
+        spoiled = nats.isnan().any(dim=1).nonzero().flatten().tolist()
+        nats = nats.clone() if spoiled else nats
+        for row in spoiled:
+            readable = self._readable(segment, row)
+            nats[row] = torch.cat([readable, nats.new_full((nats.shape[1] - len(readable),), float("nan"))])
+        return nats
 
     def _begin_mixture(self, documents: int) -> None:
         if self.mixture is not None:

@@ -122,7 +122,9 @@ class Records(Callback):
     ) -> None:
         score = pl_module.score
         for row, document in enumerate(batch.documents):
-            rows = self._rows.setdefault(document.index, _Rows(document, batch.cut.index, self._schemas))
+            # Not at `cut.index`: a document that has failed may have been passed over for a while.
+            first = self._written.get(document.index, batch.cut.index)
+            rows = self._rows.setdefault(document.index, _Rows(document, first, self._schemas))
             rows.failure = _failure(document, pl_module)
             if score is not None and row in score.rows:
                 rows.add(score, pl_module.flop_counter.count(score, row), row)
@@ -235,6 +237,8 @@ class _Rows:
 
     def _segment(self, score: "Score", flops: Any, row: int) -> tuple[Any, ...]:
         cut = score.segment.cut
+        learners = 1 if score.experts is None else int(score.experts.learners[:, row].sum())
+        updates = learners * score.updates_of(row)
         return (
             self.document.index,
             cut.index,
@@ -243,8 +247,8 @@ class _Rows:
             score.segment.bytes[row],
             score.sums[row],
             None if score.static_sums is None else score.static_sums[row],
-            score.updates_of(row) > 0,
-            score.updates_of(row) * (1 if score.experts is None else int(score.experts.learners[:, row].sum())),
+            updates > 0,
+            updates,
             *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
         )
 

@@ -141,7 +141,8 @@ class GradientAverage(Callback):
     Formula: of the gradients g_r of the segments that the processes read at the same time, each of a mean over its
     segment's tokens, the update is made from Σ_r g_r / n, where n counts those processes that have one: an update due at
     its place in its document, which has not failed. So segments weigh alike, however many processes are at work; a process
-    that has nothing to learn, or has read all its documents, adds 0 and makes the same update.
+    that has nothing to learn, or has read all its documents, adds 0 and makes the same update. A gradient that is not
+    finite spoils the average, and stops the documents of all that learned in that round.
     """
 
     def __init__(self) -> None:

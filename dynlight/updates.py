@@ -54,21 +54,22 @@ def experts(
     """The rules that learn from each document, each by itself.
 
     Args:
-        update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do.
+        update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do, at their usual rates.
         rates: learning rates in place of the rules' own, or what gives those of a rule.
         mixture: what the rules predict together by; None: there is one rule at most, at its own rate.
 
     Raises:
-        ValueError: if there are several rules and no mixture, or a rate is none.
+        ValueError: if there are several rules and no mixture, rates and no rule, or a rate is none.
     """
     rules = list(update) if isinstance(update, Sequence) else [] if update is None else [update]
     if mixture is None:
         if len(rules) > 1:
             raise ValueError(f"update must be one rule where nothing is mixed, got {len(rules)}; set mixture: {{}}")
         return rules
-    rules = rules or [torch.optim.SGD, torch.optim.Adam]
     if callable(rates):
-        return [at_rate(rule, rate) for rule in rules for rate in rates(rule)]
+        return [at_rate(rule, rate) for rule in rules or [torch.optim.SGD, torch.optim.Adam] for rate in rates(rule)]
+    if not rules:
+        raise ValueError("update must be a rule where there are rates, got null; set one, or mixture: {} without rates")
     if not rates or len(set(rates)) < len(rates):
         raise ValueError(f"rates must be different learning rates, at least one, got {list(rates)}")
     if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:

@@ -124,6 +124,22 @@ def test_a_rate_that_fails_has_no_score_and_is_not_the_best(library, capsys):
     assert "SGD(lr 0.05) is the only rate that read all documents to their end" in shown
 
 
+def test_a_document_without_text_is_no_failure_of_the_rates(library):
+    folder = save_with_an_empty_one(library)
+    summary = run(
+        library, "empty", update={"class_path": "SGD"}, rates=RATES, data={"path": "text", "data_files": folder}
+    )
+    assert [expert["failed"] for expert in summary["experts"]] == [0, 0, 0]
+    assert summary["documents"] == 3
+    assert summary["best_rate"]["documents"] == 2
+
+
+def save_with_an_empty_one(library):
+    pattern = save_documents(library / "with an empty one")
+    (library / "with an empty one/c.txt").write_text("")
+    return pattern
+
+
 def test_rates_without_a_reference(library):
     summary = run(library, "alone", update={"class_path": "SGD"}, rates=RATES, reference=None)
     assert [expert["rate"] for expert in summary["experts"]] == RATES

@@ -38,7 +38,7 @@ def counter(architecture, parameters=None, context=None, update=None, reference=
 
 def measure(counter, context=0, scored=16, memory=0, updates=1):
     cut = Cut(0, memory, memory + scored, context)
-    score = SimpleNamespace(segment=SimpleNamespace(cut=cut), updates=updates, experts=None)
+    score = SimpleNamespace(segment=SimpleNamespace(cut=cut), updates_of=lambda row: updates, experts=None)
     return counter.count(score)
 
 

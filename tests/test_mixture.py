@@ -15,6 +15,7 @@ from running import random_tokens, run
 from scipy.special import logsumexp
 
 from dynlight import All, LoRA, Mixture, Overlapping, Records, ResetWeights, RMSDynamic, TransformerXL, UpdateFrequency
+from dynlight.weights import Stacked
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 0, 16, 70))]
 MEMORY = TransformerXL(16, 24)
@@ -252,6 +253,7 @@ def test_a_document_fails_when_no_expert_is_left():
         ({"rates": [-1.0]}, "rates must be at least 0"),
         ({"rates": [math.inf]}, "rates must be at least 0 and finite"),
         ({"rates": None, "update": [SGD, SGD]}, "update must be one rule where nothing is mixed"),
+        ({"update": None}, "update must be a rule where there are rates"),
         ({"update": partial(torch.optim.Adafactor, lr=0.1)}, "treats each weight by itself in a mixture"),
     ],
 )
@@ -264,3 +266,45 @@ def test_what_cannot_be_mixed_is_refused(choices, message):
 def test_a_switching_rate_is_a_share(switching):
     with pytest.raises(ValueError, match="mixture.switching must be at least 0 and under 1"):
         Mixture(switching)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monkeypatch):
+    """An expert whose nats of a whole segment are NaN, because of a token late in it, is kept up to that token."""
+    place = 16 + 9
+    documents = [random_tokens(64, 3), random_tokens(64, 4)]
+    score = Stacked.score
+
+    def spoiled(self, segment):
+        """As a kernel may that multiplies what it masks by 0: the first row is NaN as soon as token 60 is among inputs."""
+        nats, kept = score(self, segment)
+        if self.owners[:1] == [(0, 0)] and (segment.inputs[0] == 60).any():
+            nats = torch.cat([nats[:1] * math.nan, nats[1:]])
+        return nats, kept
+
+    monkeypatch.setattr(Stacked, "score", spoiled)
+    without = [token % 60 for token in documents[0]]
+    with_it = [*without[:place], 60, *without[place + 1 :]]
+    one, _, experts = mixed([with_it, documents[1][:40]], together=together, rates=[0.05])
+    other, *_ = mixed([without, documents[1][:40]], together=together, rates=[0.05])
+    # Token `place` itself is scored from what comes before it, and so has its nats from all experts.
+    np.testing.assert_allclose(joined(one.nats[0])[:place], joined(other.nats[0])[:place], rtol=1e-6)
+    assert np.isfinite(experts[0][1][: place + 1]).all()
+    assert np.isnan(experts[0][1][place + 1 :]).all()
+
+
+def test_rules_of_one_class_have_names_of_their_own():
+    rules = [SGD, partial(SGD, momentum=0.9)]
+    found, *_ = mixed([random_tokens(20, 1)], update=rules, rates=[0.01])
+    assert found.module.expert_names == ["static", "SGD(lr 0.01)", "SGD(lr 0.01) no. 2"]
+
+
+def test_whether_a_document_was_learned_from_does_not_depend_on_neighbours():
+    documents = [random_tokens(64, 3), random_tokens(64, 4)]
+    tables = []
+    for together in (1, 2):
+        records = Records()
+        mixed(documents, rates=[1e6], together=together, update=partial(SGD, momentum=0.9), callbacks=[records])
+        tables.append(records.segments)
+    columns = ["document", "segment", "learned", "updates", "flops"]
+    assert tables[0][columns].equals(tables[1][columns])
