@@ -75,7 +75,7 @@ class AuditedRun:
             "guess": self.guess,
             "rate_0": self._scorer(**rate_0),
             "static": self._scorer(update=None, rates=None, mixture=None),
-            "samples": 64,
+            "samples": 128,
             "positions": 2,
             "seed": self.config.seed,
         }
