@@ -39,8 +39,7 @@ class AuditedRun:
         self.arguments = list(arguments)
         self.config = fit.parse(self.arguments)
         self.config.trainer.logger = False
-        name = Path(str(self.config.config[0])).stem if self.config.config else "run"
-        out = Path(self.config.out or Path("runs") / name)
+        out = fit.folder_of(self.config)
         self.folder = out.with_name(out.name + "-audit")
         choices = fit.parser().instantiate(self.config)
         check_precision(self.config.trainer.precision)
@@ -59,9 +58,9 @@ class AuditedRun:
     def knowledge(self) -> dict[str, Any]:
         """What `audit` takes besides the scorer and the policy."""
         choices = self.choices
-        is_mixture = choices.rates is not None or choices.mixture is not None
         rule = choices["update"] or torch.optim.SGD
-        rate_0 = {"rates": [0.0], "update": rule} if is_mixture else {"update": at_rate(rule, 0.0)}
+        is_mixed = _is_mixed(choices)
+        rate_0 = {"rates": [0.0], "update": rule} if is_mixed else {"update": at_rate(rule, 0.0)}
         return {
             "documents": self.pieces(),
             "vocabulary": self.model.config.get_text_config().vocab_size,
@@ -135,12 +134,12 @@ class AuditedRun:
 
     def _learns(self, segment: int) -> bool:
         schedule = self.choices.schedule
-        nothing = self.choices["update"] is None and self.choices.rates is None and self.choices.mixture is None
+        nothing = self.choices["update"] is None and not _is_mixed(self.choices)
         return nothing or schedule.every == "never" or due(segment, schedule.every)
 
     def _scorer(self, **changes: Any) -> "RunScorer":
         chosen = {name: self.choices[name] for name in fit.CHOICES} | changes
-        if chosen["rates"] is None and chosen["mixture"] is None and chosen["on_failure"] == "stop":
+        if not _is_mixed(chosen) and chosen["on_failure"] == "stop":
             chosen["reference"] = None  # it is no part of the score, and costs time
         return RunScorer(self.config, chosen, self.choices, self.model, self.tokenizer, self.prefix)
 
@@ -216,6 +215,11 @@ def make_scorer(arguments: Sequence[str]) -> Scorer:
     """The scorer of a run, made from nothing: what a fresh process does."""
     fit.quiet()
     return AuditedRun(arguments).scorer
+
+
+def _is_mixed(choices: Namespace | dict[str, Any]) -> bool:
+    """Whether a mixture predicts."""
+    return choices["rates"] is not None or choices["mixture"] is not None
 
 
 def _document(index: int, tokens: Tokens, prefix: int) -> Document:

@@ -17,34 +17,40 @@ from dynlight import report
 CONFIDENCE = 0.95
 
 
-def nats_by_document(folder: Path, documents: pd.Series) -> pd.DataFrame:
-    """Return the nats of each expert (columns) on each document (rows), NaN where an expert failed on it.
-
-    Documents without tokens have no rows, and are left out.
-    """
-    rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "nats"])
-    documents = documents[documents.isin(rows.document)]
-    sums = rows.groupby(["document", "expert"]).nats.agg(
-        lambda nats: math.fsum(nats) if np.isfinite(nats).all() else math.nan
-    )
-    return sums.unstack().reindex(documents.to_numpy())
-
-
-def experts_table(folder: Path, table: pd.DataFrame, names: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each expert its name, rule and rate, what it scores alone, and its part in the mixture.
-
-    `share` is its mean weight in the mixture over all tokens. An expert that failed on some document has no score that
-    could be compared, and `failed` counts these documents.
+def compare(
+    folder: Path, table: pd.DataFrame, names: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return a row for each expert, and which rate was best (see `experts_table` and `best_rate`).
 
     Args:
         folder: of the run.
         table: `report.documents_table(folder)`, the documents that count.
         names: of each expert: its name, rule and rate.
     """
-    nats = nats_by_document(folder, table.document)
-    tokens, size = sum(table.tokens.tolist()), sum(table.bytes.tolist())
-    rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "tokens", "share"])
+    rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "tokens", "nats", "share"])
     rows = rows[rows.document.isin(table.document)]
+    nats = nats_by_document(rows)
+    experts = experts_table(rows, nats, table, names)
+    return experts, best_rate(nats, table, experts)
+
+
+def nats_by_document(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the nats of each expert (columns) on each document that has tokens, NaN where an expert failed on it."""
+    sums = rows.groupby(["document", "expert"]).nats.agg(
+        lambda nats: math.fsum(nats) if np.isfinite(nats).all() else math.nan
+    )
+    return sums.unstack()
+
+
+def experts_table(
+    rows: pd.DataFrame, nats: pd.DataFrame, table: pd.DataFrame, names: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return for each expert its name, rule and rate, what it scores alone, and its part in the mixture.
+
+    `share` is its mean weight in the mixture over all tokens. An expert that failed on some document has no score that
+    could be compared, and `failed` counts these documents.
+    """
+    tokens, size = sum(table.tokens.tolist()), sum(table.bytes.tolist())
     shares = (rows.share * rows.tokens).groupby(rows.expert).sum() / max(1, tokens)
     found = []
     for expert, name in enumerate(names):
@@ -63,7 +69,7 @@ def experts_table(folder: Path, table: pd.DataFrame, names: list[dict[str, Any]]
     return found
 
 
-def best_rate(folder: Path, table: pd.DataFrame, experts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def best_rate(nats: pd.DataFrame, table: pd.DataFrame, experts: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return which learning expert was best, by how much, and how sure that is; None where all have failed.
 
     Formula: the margin over the next best is m = Σ_d δ_d / Σ_d b_d, δ the difference on a document in bits and b its
@@ -78,7 +84,6 @@ def best_rate(folder: Path, table: pd.DataFrame, experts: list[dict[str, Any]]) 
     best = {key: experts[first][key] for key in ("name", "rule", "rate", "bits_per_byte")}
     if not others:
         return best | {"runner_up": None}
-    nats = nats_by_document(folder, table.document)
     bits = ((nats[others[0]] - nats[first]) / math.log(2)).to_numpy()
     margin, low, high = paired_margin(bits, table.set_index("document").bytes[nats.index].to_numpy())
     return best | {

@@ -259,7 +259,7 @@ class FlopsLogger(Callback):
             self._costs["static_flops"] += flops.static
         for part, seconds in score.seconds.items():
             self._costs[f"{part}_seconds"] += seconds
-        weights = _expert_weights(score, pl_module.expert_names)
+        weights = _expert_weights(score, pl_module)
         self._log(trainer, self._add(score), score.static_nats is not None, weights)
 
     def state_dict(self) -> dict[str, Any]:
@@ -355,12 +355,12 @@ def _series(read: _Sums, whole: _Sums, segment: _Sums | None, has_static: bool) 
     return {name: value for name, value in series.items() if value is not None}
 
 
-def _expert_weights(score: "Score", names: list[str]) -> dict[str, float]:
+def _expert_weights(score: "Score", pl_module: "DynamicEvaluation") -> dict[str, float]:
     """The mean weight of each expert of a mixture over a segment and its documents."""
     if score.experts is None:
         return {}
     shares = score.experts.shares[:, score.rows].mean(axis=1).tolist()
-    return {f"weight/{name}": share for name, share in zip(names, shares, strict=True)}
+    return {f"weight/{name}": share for name, share in zip(pl_module.expert_names, shares, strict=True)}
 
 
 def _without_data(model: nn.Module) -> Any:

@@ -343,7 +343,7 @@ class DynamicEvaluation(LightningModule):
         )
         self._sum(self.score)
         if self.mixture is not None:
-            self._drop_failed_experts(segment, nats.detach())
+            self._drop_failed_experts(segment, by_expert)
         else:
             self._mark_not_finite(segment, finite)
 
@@ -416,14 +416,14 @@ class DynamicEvaluation(LightningModule):
         if self.mixture is not None:
             self._log_weights = self.mixture.prior(len(self.updates) + self.has_static_expert, documents)
 
-    def _drop_failed_experts(self, segment: Segment, nats: Tensor) -> None:
+    def _drop_failed_experts(self, segment: Segment, scores: ExpertScores | None) -> None:
         """Takes out the rows whose nats are not finite; documents that end here leave by themselves."""
-        assert isinstance(self.weights, Stacked), "a mixture has a row for each expert"
-        finite = torch.isfinite(nats).all(dim=1).tolist()
-        if segment.rows.start == 0 and not all(finite):
-            self.weights.drop(
-                [row for row, is_finite in enumerate(finite) if not is_finite], self.optimizer_of_each_expert
-            )
+        assert isinstance(self.weights, Stacked) and scores is not None, "a mixture has a row for each expert"
+        if segment.rows.start > 0:
+            return
+        failed = ~np.isfinite(scores.nats[self.has_static_expert :]).all(axis=2)
+        if rows := [row for row, owner in enumerate(self.weights.owners) if failed[owner]]:
+            self.weights.drop(rows, self.optimizer_of_each_expert)
 
     def _running(self, segment: Segment) -> list[int]:
         """Rows of the segment whose documents have not failed."""
@@ -469,12 +469,16 @@ class DynamicEvaluation(LightningModule):
             if repeat > 0:
                 nats, _ = self.weights.score(segment)
             # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
-            self.manual_backward(nats.mean(dim=1).sum())
-            if self.clip is not None:
-                self.weights.clip_gradients(self.clip)
-            found = self.weights.step(self.optimizer_of_each_expert)
+            found = self.learn_from(nats.mean(dim=1).sum())
             finite = [all(both) for both in zip(finite, found, strict=True)]
         return self.passes, finite
+
+    def learn_from(self, loss: Tensor) -> list[bool]:
+        """One update from the gradient of a loss; returns of each row whether its gradient was finite."""
+        self.manual_backward(loss)
+        if self.clip is not None:
+            self.weights.clip_gradients(self.clip)
+        return self.weights.step(self.optimizer_of_each_expert)
 
     def _now(self) -> float:
         if self._waits_for_device:

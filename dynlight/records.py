@@ -122,9 +122,11 @@ class Records(Callback):
     ) -> None:
         score = pl_module.score
         for row, document in enumerate(batch.documents):
-            # Not at `cut.index`: a document that has failed may have been passed over for a while.
-            first = self._written.get(document.index, batch.cut.index)
-            rows = self._rows.setdefault(document.index, _Rows(document, first, self._schemas))
+            if document.index not in self._rows:
+                # Not at `cut.index`: a document that has failed may have been passed over for a while.
+                first = self._written.get(document.index, batch.cut.index)
+                self._rows[document.index] = _Rows(document, first, self._schemas)
+            rows = self._rows[document.index]
             rows.failure = _failure(document, pl_module)
             if score is not None and row in score.rows:
                 rows.add(score, pl_module.flop_counter.count(score, row), row)

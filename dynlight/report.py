@@ -204,7 +204,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
             gain = static["bits_per_byte"] - adapted["bits_per_byte"]
             gain_percent = ratio(100 * gain, static["bits_per_byte"])
     flops.pop("static_flops", None)
-    compared = experts.experts_table(folder, kept, run["experts"]) if run.get("experts") else None
+    compared, best = experts.compare(folder, kept, run["experts"]) if run.get("experts") else (None, None)
     failures = zip(*(failed[name].tolist() for name in ("document", "name", "failed_segment", "failed")), strict=True)
     return {
         "name": run.get("name"),
@@ -224,7 +224,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
         "gain_percent": gain_percent,
         "static": static,
         "experts": compared,
-        "best_rate": experts.best_rate(folder, kept, compared) if compared else None,
+        "best_rate": best,
         "failed": [
             {"document": document, "name": name, "segment": None if pd.isna(segment) else segment, "reason": reason}
             for document, name, segment, reason in failures

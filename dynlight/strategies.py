@@ -194,10 +194,7 @@ class GradientAverage(Callback):
     def _follow(pl_module: "DynamicEvaluation") -> None:
         """Makes the updates of a round in which this process has nothing to learn."""
         for _ in range(pl_module.schedule.passes):
-            pl_module.manual_backward(torch.stack([0.0 * weight.sum() for weight in pl_module.weights.learned]).sum())
-            if pl_module.clip is not None:
-                pl_module.weights.clip_gradients(pl_module.clip)
-            pl_module.weights.step(pl_module.optimizer_of_each_expert)
+            pl_module.learn_from(torch.stack([0.0 * weight.sum() for weight in pl_module.weights.learned]).sum())
 
 
 class PowerSGD(PowerSGDState):

@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from folders import save_documents, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +32,15 @@ def make_byte_tokenizer() -> PreTrainedTokenizerFast:
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """That of make_byte_tokenizer."""
     return make_byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, byte_tokenizer):
+    """A folder with `documents/*.txt` and a tiny `model`, as a user has them."""
+    root = tmp_path_factory.mktemp("library")
+    save_documents(root / "documents")
+    save_model(root / "model", byte_tokenizer)
+    return root
 
 
 @pytest.fixture(scope="session")

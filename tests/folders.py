@@ -38,6 +38,13 @@ def save_documents(folder: Path) -> str:
     return f"{folder}/*.txt"
 
 
+def save_sentences(folder: Path, sentences: dict[str, int]) -> None:
+    """Text files of so many sentences each, no two of them alike."""
+    folder.mkdir(parents=True)
+    for name, count in sentences.items():
+        (folder / f"{name}.txt").write_text("".join(f"It was a fine day, the {i}th. " for i in range(count)))
+
+
 def configuration(model: Path, documents: str, out: Path) -> dict[str, dict]:
     """A whole configuration that runs in a moment."""
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from folders import configuration, save_documents, save_model
+from folders import configuration, save_documents
 from scipy.stats import ttest_rel
 
 from dynlight import fit
@@ -15,14 +15,6 @@ from dynlight.experts import paired_margin
 from dynlight.report import best_rate_sentence
 
 RATES = [0.02, 0.1]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory, byte_tokenizer):
-    root = tmp_path_factory.mktemp("library")
-    save_documents(root / "documents")
-    save_model(root / "model", byte_tokenizer)
-    return root
 
 
 def run(library, name, **settings):

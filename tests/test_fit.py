@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from folders import DOCUMENTS, configuration, save_documents, save_model
+from folders import DOCUMENTS, configuration
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from lightning.pytorch import Trainer
 from models import tiny
@@ -23,14 +23,6 @@ from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretra
 
 ROOT = Path(__file__).parent.parent
 SAME_IN_EVERY_RUN = ["segments.parquet", "tokens.parquet", "documents.csv"]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory, byte_tokenizer):
-    root = tmp_path_factory.mktemp("library")
-    save_documents(root / "documents")
-    save_model(root / "model", byte_tokenizer)
-    return root
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import wandb
 import yaml
-from folders import configuration, save_documents, save_model
+from folders import configuration
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,14 +25,6 @@ from dynlight.flops import SERIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WANDB = {"class_path": "WandbLogger", "init_args": {"project": "a project"}}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory, byte_tokenizer):
-    root = tmp_path_factory.mktemp("library")
-    save_documents(root / "documents")
-    save_model(root / "model", byte_tokenizer)
-    return root
 
 
 def config_file(library, folder, logger, **sections):

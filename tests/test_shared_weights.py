@@ -6,7 +6,7 @@ from itertools import zip_longest
 import pandas as pd
 import pytest
 import torch
-from folders import configuration, save_model
+from folders import configuration, save_model, save_sentences
 from processes import run_all
 
 from dynlight import DocumentStream, Pretrained, TransformerXL
@@ -24,11 +24,7 @@ HOOKS = "torch.distributed.algorithms.ddp_comm_hooks"
 def library(tmp_path_factory, byte_tokenizer):
     root = tmp_path_factory.mktemp("library")
     save_model(root / "model", byte_tokenizer)
-    (root / "documents").mkdir()
-    for name, sentences in TEXTS.items():
-        (root / f"documents/{name}.txt").write_text(
-            "".join(f"It was a fine day, the {i}th. " for i in range(sentences))
-        )
+    save_sentences(root / "documents", TEXTS)
     return root
 
 

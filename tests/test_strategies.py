@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from folders import configuration, save_model
+from folders import configuration, save_model, save_sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_all
@@ -91,11 +91,7 @@ def test_of_few_documents_an_even_deal_is_hardly_ever_missed():
 def library(tmp_path_factory, byte_tokenizer):
     root = tmp_path_factory.mktemp("library")
     save_model(root / "model", byte_tokenizer)
-    (root / "documents").mkdir()
-    for name, sentences in TEXTS.items():
-        (root / f"documents/{name}.txt").write_text(
-            "".join(f"It was a fine day, the {i}th. " for i in range(sentences))
-        )
+    save_sentences(root / "documents", TEXTS)
     return root
 
 
