@@ -45,10 +45,18 @@ def require(condition: bool, setting: str, expected: str, got: object) -> None:
         raise ValueError(f"{setting} must be {expected}, got {got}")
 
 
-def read_texts(files: str) -> list[str]:
-    """Return the text of each file that a glob pattern matches, in the order of the names; a file is one document."""
-    paths = sorted(path for path in glob.glob(files, recursive=True) if Path(path).is_file())
-    require(bool(paths), "data.files", "a pattern that matches a file", repr(files))
+def read_texts(files: str | list[str]) -> list[str]:
+    """Return the text of each file that a glob pattern matches, in the order of the names; a file is one document.
+
+    Of several patterns each must match a file; a file that two of them match is read once.
+    """
+    found: set[str] = set()
+    for pattern in [files] if isinstance(files, str) else files:
+        matched = {path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()}
+        require(bool(matched), "data.files", "a pattern that matches a file", repr(pattern))
+        found |= matched
+    paths = sorted(found)
+    require(bool(paths), "data.files", "a pattern, or several", repr(files))
     texts = [Path(path).read_bytes().decode("utf-8", "replace") for path in paths]
     require(any(texts), "data.files", "files with text in them", f"{len(paths)} empty files")
     return texts
@@ -116,13 +124,13 @@ class TextWindows(LightningDataModule):
     """Text files as shuffled windows of tokens.
 
     Args:
-        files: glob pattern; each file is one document.
+        files: glob pattern, or a list of them; each file is one document.
         tokens: tokens to learn from in all, repetition counted, rounded up to whole updates; 0 learns nothing.
         window: tokens read together.
         windows: windows in one update.
     """
 
-    def __init__(self, files: str, tokens: int, window: int = 512, windows: int = 8) -> None:
+    def __init__(self, files: str | list[str], tokens: int, window: int = 512, windows: int = 8) -> None:
         super().__init__()
         require(tokens >= 0, "data.tokens", "at least 0", tokens)
         require(window >= 1, "data.window", "at least 1", window)
