@@ -1,0 +1,103 @@
+"""`python -m experiments`: the paper's claims, measured.
+
+python -m experiments                      lists the experiments
+python -m experiments run NAME [--small]   measures each point of its grid that isn't done yet; --small: a few tokens
+python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls
+python -m experiments figure NAME          draws figure.png and figure.svg and prints the table, from results.csv
+"""
+
+import os
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+import pandas as pd
+
+from experiments import grid, results
+
+
+def main(arguments: list[str]) -> int:
+    """Does what the command line says; returns the exit status, 2 where it can't be done (one line says why)."""
+    try:
+        match arguments:
+            case [] | ["-h"] | ["--help"]:
+                print(__doc__)
+                print("\n".join(f"    {name:20} {question_of(name)}" for name in grid.names()))
+            case ["run", name]:
+                run(name, small=False)
+            case ["run", name, "--small"]:
+                run(name, small=True)
+            case ["point", name, *settings]:
+                point(name, grid.point_of(settings))
+            case ["figure", name]:
+                figure(name)
+            case _:
+                raise ValueError(f"the command must be run, point or figure, got {' '.join(arguments)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def question_of(name: str) -> str:
+    """The first line of the experiment."""
+    return str(import_module(f"experiments.{name}.experiment").__doc__).splitlines()[0]
+
+
+def measure(name: str, settings: dict[str, Any], small: bool) -> pd.DataFrame:
+    """The rows of one point, by the experiment's own `measure` or, where it has none, the protocol's."""
+    from experiments import protocol
+
+    protocol.threads()
+    own = getattr(import_module(f"experiments.{name}.experiment"), "measure", None)
+    return own(settings, small) if own else protocol.measure(name, settings, small)
+
+
+def run(name: str, small: bool) -> None:
+    """Measures all points that aren't done yet, then says what was found."""
+    points = grid.points(name)
+    if small:
+        points = points[:: max(1, len(points) - 1)]  # the first and the last
+    waiting = [point for point in points if not results.path_of(name, point, small).exists()]
+    print(f"{name}: {len(points) - len(waiting)} points done, {len(waiting)} to go", flush=True)
+    began = time.perf_counter()
+    for number, settings in enumerate(waiting, start=1):
+        results.keep(name, settings, measure(name, settings, small), small)
+        seconds = time.perf_counter() - began
+        left = seconds / number * (len(waiting) - number)
+        described = " ".join(grid.arguments(settings))
+        print(f"{number}/{len(waiting)}  {seconds:6,.0f} s, {left:6,.0f} s left  {described}", flush=True)
+    rows = results.join(name, small)
+    table = results.totals(rows, [*points[0], "role"])
+    print(results.markdown(table))
+
+
+def point(name: str, settings: dict[str, Any]) -> None:
+    """Measures one point and keeps its rows; under `wandb agent` its totals go to W&B too."""
+    rows = measure(name, settings, small=False)
+    results.keep(name, settings, rows)
+    table = results.totals(rows, ["role"]).set_index("role")
+    print(results.markdown(table.reset_index()))
+    if "WANDB_SWEEP_ID" in os.environ:
+        import wandb
+
+        with wandb.init(config=settings) as dashboard:
+            for role, found in table.iterrows():
+                prefix = "" if role == "adapted" else f"{role}_"
+                dashboard.summary.update({f"{prefix}{key}": value for key, value in found.items()})
+
+
+def figure(name: str) -> None:
+    """Draws the picture and prints the table."""
+    from experiments.pictures import save
+
+    experiment = import_module(f"experiments.{name}.experiment")
+    rows = results.load(name)
+    save(experiment.figure(rows), grid.folder_of(name))
+    print(results.markdown(experiment.table(rows)))
+    print(f"\n{experiment.verdict(rows)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

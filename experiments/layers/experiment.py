@@ -1,0 +1,1 @@
+"""Which weights are the best place to learn? (C9)"""

@@ -1,0 +1,235 @@
+"""What is measured at one point of a grid: the adapted score, beside the controls without which it would mean nothing.
+
+    learning rate       from books that are in no test, from a grid that is widened until its best is not at an edge
+    adapted             the test set, read at that rate
+    static              the same windows, with nothing learned
+    static_equal_flops  nothing learned either, but the FLOPs of learning spent on windows as long as the model can read
+    wrong_document      weights that learned from another book, then frozen
+
+An experiment's `run.yaml` is a run of `dynlight.fit` on the test set; its `rates` are where the search begins. A point's
+settings override it.
+"""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import seed_everything
+
+from dynlight import fit
+from dynlight.durable import draft_of
+from dynlight.experts import nats_by_document
+from dynlight.module import DynamicEvaluation
+from dynlight.progress import DocumentProgress
+from dynlight.records import Records
+from experiments.grid import folder_of, key_of
+from experiments.results import RUNS
+
+# Books that no model of the ladder has learned from, and no test is made of; as much of each is read as of the test's.
+CHOICE = ["--data.data_files=../shared/data/books/train/114*.txt", "--data.documents=2"]
+WRONG = ["--data.data_files=../shared/data/books/train/11421.txt"]
+# In place of books, where a quick look must do: both are on every machine.
+SMALL = ["--model.pretrained=tiny-books", "--data.path=python-stdlib", "--data.data_files=null", "--data.documents=2"]
+SMALL_CHOICE = ["--data.path=text", "--data.data_files=dynlight/m*.py", "--data.documents=2"]
+SMALL_TOKENS = 160
+WIDER = 10**0.5  # one step of the search for a rate
+MOST_STEPS = 8
+# The longest window that a model was trained to read, where that is not the table of its positions.
+TRAINED_WINDOW = {"tiny-books": 512}
+LADDER_WINDOW = 1024
+SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
+
+
+class Reading:
+    """One run of `dynlight.fit`'s arguments without files: its tables, and the model as it was left."""
+
+    def __init__(self, arguments: Sequence[str], model: Any = None) -> None:
+        fit.quiet()
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        choices = fit.parser().instantiate(fit.parse(arguments))
+        tokenizer = choices.model.load_tokenizer()
+        seed_everything(choices.seed, verbose=False)
+        chosen = {name: choices[name] for name in fit.CHOICES}
+        if model is not None:  # as another reading left it
+            chosen["update"] = chosen["rates"] = chosen["mixture"] = None
+        self.module = DynamicEvaluation(model or choices.model.load(), tokenizer, **chosen)
+        self.records, silent = Records(), DocumentProgress()
+        silent.disable()
+        choices.trainer.logger = False
+        fit.make_trainer(choices.trainer, [self.records, silent], Path("runs")).fit(self.module, choices.data)
+
+    @property
+    def rates(self) -> list[float]:
+        """Of each learning expert its rate."""
+        return [rule.defaults["lr"] for rule in self.module.optimizer_of_each_expert]
+
+    def nats_of_rates(self) -> list[float]:
+        """Nats of all documents at each rate, infinite where it failed on one."""
+        nats = nats_by_document(pd.read_parquet(self.records.folder / "experts.parquet"))
+        sums = [nats[expert].sum(skipna=False) for expert in nats]
+        return [total if math.isfinite(total) else math.inf for total in sums[self.module.has_static_expert :]]
+
+    def sums(self, every: int | None = None) -> pd.DataFrame:
+        """SUMS for each document, or for each `every` tokens of it; without what a static reference cost."""
+        rows = self.records.segments
+        timings = pd.read_parquet(self.records.folder / "timings.parquet")
+        rows = rows.merge(timings, on=["document", "segment"])
+        rows["seconds"] -= rows.static_seconds
+        rows["position"] = rows.start // every * every if every else 0
+        names = self.records.documents.set_index("document").name
+        found = rows.groupby(["document", "position"], as_index=False)[SUMS].sum()
+        return found.assign(document=found.document.map(names))
+
+
+def measure(
+    name: str, point: dict[str, Any], small: bool = False, every: int | None = None, controls: bool = True
+) -> pd.DataFrame:
+    """Rows of the results: for each role and document the sums, with the rate that was chosen.
+
+    Args:
+        name: of the experiment.
+        point: settings that override its `run.yaml`.
+        small: whether a few tokens must do.
+        every: how many tokens a row is of; None: a document.
+        controls: whether `static_equal_flops` and `wrong_document` are read too.
+    """
+    base = ["--config", str(folder_of(name) / "run.yaml"), *(f"--{key}={value}" for key, value in point.items())]
+    test = [*base, *SMALL, f"--data.max_tokens={SMALL_TOKENS}"] if small else base
+    is_mixed = fit.parse(base).mixture is not None
+    rate = None if is_mixed else choose_rate(base, small)[0]
+    learned = test if is_mixed else [*test, "--rates=null", f"--update.lr={rate}"]
+    found = {"adapted": adapted(learned, every), "static": static(test, every)}
+    if controls:
+        found["static_equal_flops"] = equal_flops(test, found["adapted"], every)
+    if controls and not is_mixed:
+        found["wrong_document"] = wrong_document(learned, small, every)
+    return labelled(found, rate)
+
+
+def choose_rate(base: Sequence[str], small: bool = False) -> tuple[float, dict[float, float]]:
+    """The best learning rate on the books of choice, and the nats per token of each rate that was tried.
+
+    The grid is widened by half a decade at the edge where its best lies, until it lies within.
+    """
+    arguments = [*base, *CHOICE]
+    if small:
+        arguments = [*base, *SMALL, *SMALL_CHOICE, f"--data.max_tokens={SMALL_TOKENS}"]
+    rates = sorted(fit.parse(arguments).rates)
+    tried: dict[float, float] = {}
+    for _ in range(1 if small else MOST_STEPS):
+        found = kept(_try_rates, [*arguments, f"--rates={rates}"])
+        tried |= dict(zip(found.rate, found.nats_per_token, strict=True))
+        best = min(tried, key=tried.__getitem__)
+        if best == max(tried):
+            rates = [_rounded(best * WIDER)]
+        elif best == min(tried):
+            rates = [_rounded(best / WIDER)]
+        else:
+            break
+    return best, dict(sorted(tried.items()))
+
+
+def _try_rates(arguments: Sequence[str]) -> pd.DataFrame:
+    reading = Reading(arguments)
+    nats = np.array(reading.nats_of_rates()) / reading.records.segments.tokens.sum()
+    return pd.DataFrame({"rate": reading.rates, "nats_per_token": nats})
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def adapted(learned: Sequence[str], every: int | None = None) -> pd.DataFrame:
+    """The test set, learned from; if learning fails on a document, the unlearned weights read the rest of it."""
+    reading = Reading([*learned, "--reference=null", "--on_failure=stop"])
+    if reading.module.failed:
+        reading = Reading([*learned, "--reference=static", "--on_failure=static"])
+    return reading.sums(every)
+
+
+def static(test: Sequence[str], every: int | None = None, context: dict[str, Any] | None = None) -> pd.DataFrame:
+    """The test set with nothing learned, in the same windows or in another context."""
+    dropped = ("--update", "--rates", "--mixture", "--parameters", "--schedule", *(["--context"] if context else []))
+    settings = [argument for argument in test if not argument.startswith(dropped)]
+    settings += [f"--context={json.dumps(context)}"] if context else []
+    plain = ["--update=null", "--rates=null", "--mixture=null", "--parameters=All", "--schedule.every=1"]
+    return kept(partial(_static, every=every), [*settings, *plain])
+
+
+def _static(arguments: Sequence[str], every: int | None) -> pd.DataFrame:
+    return Reading(arguments).sums(every)
+
+
+def equal_flops(test: Sequence[str], adapted: pd.DataFrame, every: int | None) -> pd.DataFrame:
+    """The static model over windows as long as it can read, overlapping so much that it costs as many FLOPs as learning.
+
+    How many tokens each window adds is rounded down to half a power of two, so in favour of the static model.
+    """
+    window = TRAINED_WINDOW.get(fit.parse(test).model.pretrained, LADDER_WINDOW)
+    budget = adapted.flops.sum() / adapted.tokens.sum()
+    disjoint = static(test, every, _overlapping(window, window))  # costs what a forward costs for each token it reads
+    share = disjoint.flops.sum() / disjoint.tokens.sum() / budget
+    halves = math.floor(2 * math.log2(max(1, min(window, window * share))))
+    return static(test, every, _overlapping(int(2 ** (halves / 2)), window))
+
+
+def _overlapping(segment: int, window: int) -> dict[str, Any]:
+    return {"class_path": "Overlapping", "init_args": {"segment": segment, "window": window}}
+
+
+def wrong_document(learned: Sequence[str], small: bool, every: int | None = None) -> pd.DataFrame:
+    """The test set, read by frozen weights that have learned from another book."""
+    other = [*SMALL_CHOICE, "--data.documents=1"] if small else [*WRONG, "--data.documents=1"]
+    settings = [*learned, "--reference=null", "--on_failure=stop"]
+    model = Reading([*settings, *other, "--data.together=1"]).module.model.requires_grad_(False)
+    return Reading(settings, model).sums(every)
+
+
+def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]) -> pd.DataFrame:
+    """What `read` finds, read once for each configuration: points of a grid share the static model and their rates."""
+    config = fit.parse(arguments).as_dict()
+    described = {key: str(value) for key, value in config.items() if key not in ("config", "out")}
+    described["reads"] = str(getattr(read, "func", read).__name__) + str(getattr(read, "keywords", ""))
+    path = RUNS / "kept" / f"{key_of(described)}.csv"
+    if not path.exists():
+        found = read(arguments)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft_of(path) as draft:
+            found.to_csv(draft, index=False)
+    return pd.read_csv(path)
+
+
+def alone(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `run.json` says of a run in a process of its own, whose peak memory is then of nothing else."""
+    code = (
+        "import json, sys; from experiments.protocol import Reading, threads; from dynlight.report import read_run; "
+        "threads(); print(json.dumps(read_run(Reading(sys.argv[1:]).records.folder)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def labelled(found: dict[str, pd.DataFrame], rate: float | None) -> pd.DataFrame:
+    """The rows of all roles, one below the other, with the rate."""
+    rows = pd.concat([table.assign(role=role) for role, table in found.items()], ignore_index=True)
+    rows["rate"] = np.nan if rate is None else rate
+    rows["nats"], rows["seconds"] = rows.nats.round(6), rows.seconds.round(3)
+    return rows[["role", "rate", "document", "position", *SUMS]]
+
+
+def threads() -> None:
+    """One thread, unless OMP_NUM_THREADS says otherwise: the models are so small that more would wait for each other."""
+    import os
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

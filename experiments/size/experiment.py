@@ -1,0 +1,1 @@
+"""Can a small adapted model match a larger static one? (C7)"""
