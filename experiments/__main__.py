@@ -32,8 +32,10 @@ def main(arguments: list[str]) -> int:
                 point(name, grid.point_of(settings))
             case ["figure", name]:
                 figure(name)
+            case ["verdicts"]:
+                print(verdicts())
             case _:
-                raise ValueError(f"the command must be run, point or figure, got {' '.join(arguments)}")
+                raise ValueError(f"the command must be run, point, figure or verdicts, got {' '.join(arguments)}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,14 +91,27 @@ def point(name: str, settings: dict[str, Any]) -> None:
 
 
 def figure(name: str) -> None:
-    """Draws the picture and prints the table."""
+    """Draws the picture, and writes what was found into the notes."""
     from experiments.pictures import save
 
     experiment = import_module(f"experiments.{name}.experiment")
     rows = results.load(name)
     save(experiment.figure(rows), grid.folder_of(name))
-    print(results.markdown(experiment.table(rows)))
-    print(f"\n{experiment.verdict(rows)}")
+    found = f"**{experiment.verdict(rows)}**\n\n![](figure.svg)\n\n{results.markdown(experiment.table(rows))}"
+    results.note(name, found)
+    print(found)
+
+
+def verdicts() -> str:
+    """One line an experiment: its question, what was found, the command."""
+    lines = ["| experiment | question | verdict | command |", "|---|---|---|---|"]
+    for name in grid.names():
+        experiment = import_module(f"experiments.{name}.experiment")
+        measured = (grid.folder_of(name) / "results.csv").exists()
+        verdict = experiment.verdict(results.load(name)) if measured else "not measured yet"
+        command = f"`python -m experiments run {name}`"
+        lines.append(f"| [{name}]({name}/notes.md) | {question_of(name)} | {verdict} | {command} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def point_of(arguments: list[str]) -> dict[str, Any]:
         setting, equals, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and equals):
             raise ValueError(f"a setting must be given as --setting=value, got {argument}")
-        point[setting] = yaml.safe_load(value) if not value.startswith("{") else value
+        point[setting] = value
     return point
 
 

@@ -32,6 +32,7 @@ from dynlight.experts import nats_by_document
 from dynlight.module import DynamicEvaluation
 from dynlight.progress import DocumentProgress
 from dynlight.records import Records
+from dynlight.updates import usual_rates
 from experiments.grid import folder_of, key_of
 from experiments.results import RUNS
 
@@ -120,24 +121,35 @@ def measure(
 def choose_rate(base: Sequence[str], small: bool = False) -> tuple[float, dict[float, float]]:
     """The best learning rate on the books of choice, and the nats per token of each rate that was tried.
 
-    The grid is widened by half a decade at the edge where its best lies, until it lies within.
+    The search begins at the configuration's `rates` (else at those that suit its rule) and is widened by half a decade at
+    the edge where its best lies, until it lies within.
     """
-    arguments = [*base, *CHOICE]
-    if small:
-        arguments = [*base, *SMALL, *SMALL_CHOICE, f"--data.max_tokens={SMALL_TOKENS}"]
-    rates = sorted(fit.parse(arguments).rates)
+    config = fit.parse(base)
+    rates = sorted(config.rates or _usual(config))
     tried: dict[float, float] = {}
     for _ in range(1 if small else MOST_STEPS):
-        found = kept(_try_rates, [*arguments, f"--rates={rates}"])
-        tried |= dict(zip(found.rate, found.nats_per_token, strict=True))
+        tried |= try_rates(base, rates, small)
         best = min(tried, key=tried.__getitem__)
         if best == max(tried):
-            rates = [_rounded(best * WIDER)]
+            rates = [rounded(best * WIDER)]
         elif best == min(tried):
-            rates = [_rounded(best / WIDER)]
+            rates = [rounded(best / WIDER)]
         else:
             break
     return best, dict(sorted(tried.items()))
+
+
+def _usual(config: Any) -> list[float]:
+    choices = fit.parser().instantiate(config)
+    width = choices.model.config().get_text_config().hidden_size
+    return usual_rates(choices["update"], width, choices.parameters.are_adapters)
+
+
+def try_rates(base: Sequence[str], rates: Sequence[float], small: bool = False) -> dict[float, float]:
+    """Nats per token of each rate on the books of choice."""
+    choice = [*SMALL, *SMALL_CHOICE, f"--data.max_tokens={SMALL_TOKENS}"] if small else CHOICE
+    found = kept(_try_rates, [*base, *choice, f"--rates={list(rates)}"])
+    return dict(zip(found.rate, found.nats_per_token, strict=True))
 
 
 def _try_rates(arguments: Sequence[str]) -> pd.DataFrame:
@@ -146,7 +158,8 @@ def _try_rates(arguments: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"rate": reading.rates, "nats_per_token": nats})
 
 
-def _rounded(rate: float) -> float:
+def rounded(rate: float) -> float:
+    """A rate in two digits."""
     return float(f"{rate:.2g}")
 
 

@@ -1,1 +1,60 @@
 """Which weights are the best place to learn? (C9)"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import pictures, results
+
+BY = ["parameters"]
+
+
+def name_of(parameters: str) -> str:
+    """`mlp`, `blocks 1–2`, `all weights`."""
+    name = results.short(parameters)
+    if name == "All":
+        return "all weights"
+    names, _, blocks = name.removeprefix("Matching(names ").rstrip(")").partition(", blocks ")
+    if not blocks:
+        return names
+    first, last = blocks.split()
+    return f"block {first}" if first == last else f"blocks {first}–{last}"
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Gain over static of each choice, with its interval."""
+    picture, axis = pictures.axes(height=4.2)
+    for place, (name, middle, low, high) in enumerate(reversed(gains(rows))):
+        axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=pictures.ADAPTED, capsize=3)
+        axis.annotate(name, (0, place), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=8,
+                      xycoords=("axes fraction", "data"))  # fmt: skip
+    axis.set_yticks([])
+    axis.axvline(0, color=pictures.STATIC, linewidth=0.8)
+    pictures.label(axis, "bits per byte below static", "")
+    return picture
+
+
+def gains(rows: pd.DataFrame) -> list[tuple[str, float, float, float]]:
+    """Of each choice its name and its gain over static with the ends of the interval."""
+    found = []
+    for parameters, own in rows.groupby("parameters", sort=False):
+        middle, low, high = results.margin(own[own.role == "static"], own[own.role == "adapted"])
+        found.append((name_of(parameters), middle, middle if low is None else low, middle if high is None else high))
+    return found
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each choice beside its controls."""
+    found = results.beside_controls(rows, BY)
+    return found.assign(parameters=[name_of(parameters) for parameters in rows.parameters.unique()])
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """MLPs against the other kinds of weights, middle blocks against the outer ones."""
+    of = {name: gain for name, gain, *_ in gains(rows)}
+    kinds = {name: of[name] for name in ("mlp", "self_attn", "q_proj", "norm", "embed_tokens")}
+    blocks = {name: of[name] for name in of if name.startswith("block ")}
+    best, middle = max(kinds, key=kinds.__getitem__), max(blocks, key=blocks.__getitem__)
+    holds = [best == "mlp", middle not in ("block 0", f"block {len(blocks) - 1}")]
+    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
+    return f"{word}: best kind {best}, best single block {middle}; gains in bits per byte: {told}"

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from experiments import grid, protocol
+from experiments import grid, pictures, protocol, results
 
 EVERY = 500  # tokens that a row of the results is of
 ONE = ["--data.documents=1", "--data.max_tokens=640", "--data.together=1", "--rates=null", "--reference=null"]
@@ -18,3 +19,95 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     run = protocol.alone(alone)
     rows["learned_weights"], rows["peak_memory_bytes"] = run["learned_parameters"], run["peak_memory_bytes"]
     return rows
+
+
+BY = ["parameters"]
+
+
+def name_of(parameters: str) -> str:
+    """`LoRA 16, MLPs`, `all weights`, `last block's MLP`."""
+    return {
+        "All": "all weights",
+        "Matching(names mlp)": "MLPs",
+        "Matching(names mlp, blocks -1 -1)": "last MLP",
+    }.get(
+        name := results.short(parameters),
+        name.replace("LoRA(rank ", "LoRA ")
+        .replace(", alpha 16, targets gate_proj up_proj down_proj)", ", MLPs")
+        .replace(", alpha 16, targets all-linear)", ", all linear"),
+    )
+
+
+def kind_of(parameters: str) -> str:
+    """What is drawn in one color."""
+    name = name_of(parameters)
+    return (name.partition(", ")[2] and f"LoRA, {name.partition(', ')[2]}") or name
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Loss against learned weights, memory and FLOPs; regret against tokens read."""
+    picture, panels = pictures.axes(4, width=3.6)
+    rows = rows.assign(kind=rows.parameters.map(kind_of))
+    adapted = rows[rows.role == "adapted"]
+    found = results.totals(adapted, ["kind", "parameters"]).merge(
+        rows.groupby("parameters", sort=False)[["learned_weights", "peak_memory_bytes"]].first().reset_index()
+    )
+    static = results.totals(rows[rows.role == "static"], ["role"]).bits_per_byte.iloc[0]
+    quantities = [("learned_weights", 1, "learned weights"), ("peak_memory_bytes", 2**-20, "peak memory of one document, MiB"),
+                  ("flops_per_token", 1e-6, "MFLOPs per token")]  # fmt: skip
+    for axis, (column, factor, name) in zip(panels, quantities, strict=False):
+        for color, (kind, own) in zip(pictures.OTHER, found.groupby("kind", sort=False), strict=False):
+            axis.plot(factor * own[column], own.bits_per_byte, "o-", color=color, label=kind)
+        axis.axhline(static, color=pictures.STATIC, linestyle="--", label="static")
+        pictures.label(axis, name)
+    panels[0].set_xscale("log")
+    for name, own in regrets(rows).items():
+        panels[3].plot(own.index, own, label=name)
+    pictures.label(panels[3], "tokens read", "nats a document more than all weights")
+    return picture
+
+
+def regrets(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Nats that static, the best LoRA and the MLPs have cost more than all weights, in the mean document, by tokens read."""
+    documents = rows.document.nunique()
+    adapted = rows[rows.role == "adapted"]
+    nats = {name_of(key): own.groupby("position").nats.sum() for key, own in adapted.groupby("parameters", sort=False)}
+    nats["static"] = (
+        rows[(rows.role == "static") & (rows.parameters == rows.parameters.iloc[0])].groupby("position").nats.sum()
+    )
+    best = min((name for name in nats if name.startswith("LoRA")), key=lambda name: nats[name].sum())
+    chosen = ["static", best, "MLPs"]
+    regret = {name: ((nats[name] - nats["all weights"]).cumsum() / documents) for name in chosen}
+    return {name: own.set_axis(own.index + EVERY) for name, own in regret.items()}
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each choice beside its controls, with what it learns and takes."""
+    found = results.beside_controls(rows, BY)
+    of = rows.groupby("parameters", sort=False)[["learned_weights", "peak_memory_bytes"]].first()
+    found["parameters"] = [name_of(parameters) for parameters in of.index]
+    found["learned weights"] = of.learned_weights.to_list()
+    found["peak MiB"] = (of.peak_memory_bytes / 2**20).round().astype(int).to_list()
+    return found
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """LoRA between static and all weights, in loss, memory and regret."""
+    adapted = {name_of(key): own for key, own in rows[rows.role == "adapted"].groupby("parameters", sort=False)}
+    adapters = [name for name in adapted if name.startswith("LoRA")]
+    best = min(adapters, key=lambda name: adapted[name].nats.sum())
+    static = rows[(rows.role == "static") & (rows.parameters == rows.parameters.iloc[0])]
+    over_static, under_all = (
+        results.margin(static, adapted[best]),
+        results.margin(adapted[best], adapted["all weights"]),
+    )
+    memory = rows.groupby("parameters").peak_memory_bytes.first()
+    saved = {name_of(key): value for key, value in memory.items()}
+    ends = {name: own.iloc[-1] for name, own in regrets(rows).items()}
+    holds = [over_static[0] > 0, under_all[0] > 0, saved[best] < saved["all weights"]]
+    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    return (
+        f"{word}: the best adapter ({best}) is {results.said(over_static)} bits per byte below static, all weights are "
+        f"{results.said(under_all)} below it; peak memory {saved[best] / saved['all weights']:.2f}× that of all weights; "
+        f"regret at the end, nats a document: {', '.join(f'{name} {value:.0f}' for name, value in ends.items())}"
+    )

@@ -1,0 +1,92 @@
+"""Which rule learns best, how wide is the range of rates at which it does, and does a mixture need none?"""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import grid, pictures, protocol, results
+
+MIXTURE = "null"  # in place of a rule: SGD and Adam at the rates that the mixture chooses
+BOOKS = "../shared/data/books/train/10*.txt"  # what RMSDynamic's statistics are of
+
+
+def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+    """As the protocol does, with the lowest and highest rate that keep half of the best gain on the books of choice."""
+    if str(settings["update"]) in (MIXTURE, "None"):
+        return protocol.measure("rules", {"update": MIXTURE, "mixture": "{}"}, small)
+    settings = {"update": settings["update"].replace(BOOKS, "dynlight/m*.py") if small else settings["update"]}
+    rows = protocol.measure("rules", settings, small)
+    base = ["--config", str(grid.folder_of("rules") / "run.yaml"), *grid.arguments(settings)]
+    if not small:
+        rows["lowest_rate"], rows["highest_rate"] = good_range(base)
+    return rows
+
+
+def good_range(base: list[str]) -> tuple[float, float]:
+    """The lowest and the highest of the rates, half a decade apart, at which at least half of the best gain is left."""
+    found = protocol.static([*base, *protocol.CHOICE])
+    static = found.nats.sum() / found.tokens.sum()
+    best, tried = protocol.choose_rate(base)
+    half = (static + tried[best]) / 2
+    ends = []
+    for wider in (1 / protocol.WIDER, protocol.WIDER):
+        rate = best
+        while (nats := tried.get(next_ := protocol.rounded(rate * wider), None)) is None or nats <= half:
+            if nats is None:
+                tried |= protocol.try_rates(base, [next_])
+                if tried[next_] > half:
+                    break
+            rate = next_
+        ends.append(rate)
+    return min(ends), max(ends)
+
+
+def name_of(update: Any) -> str:
+    """`SGD(momentum 0.9)`; the mixture where there is no rule."""
+    name = results.short(update)
+    return "mixture" if name == "null" else name
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Gain over static of each rule, and the range of its rates that keep half of the best gain."""
+    picture, (left, right) = pictures.axes(2, height=3.6)
+    for place, (update, own) in enumerate(reversed(list(rows.groupby("update", sort=False, dropna=False)))):
+        middle, low, high = results.margin(own[own.role == "static"], own[own.role == "adapted"])
+        error = [[middle - (low or middle)], [(high or middle) - middle]]
+        left.errorbar(middle, place, xerr=error, fmt="o", color=pictures.ADAPTED, capsize=3)
+        left.annotate(name_of(update), (0, place), (-6, 0), textcoords="offset points", ha="right", va="center",
+                      fontsize=8, xycoords=("axes fraction", "data"))  # fmt: skip
+        if own.lowest_rate.notna().any():
+            right.plot([own.lowest_rate.max(), own.highest_rate.max()], [place, place], "|-", color=pictures.ADAPTED)
+            right.plot(own.rate.max(), place, "o", color=pictures.ADAPTED)
+    for axis in (left, right):
+        axis.set_yticks([])
+    left.axvline(0, color=pictures.STATIC, linewidth=0.8)
+    right.set_xscale("log")
+    pictures.label(left, "bits per byte below static", "")
+    pictures.label(right, "rates that keep half of the best gain (dot: the best)", "")
+    return picture
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each rule beside its controls, with how many times its good range's highest rate is its lowest."""
+    found = results.beside_controls(rows, ["update"])
+    ends = rows.groupby("update", sort=False, dropna=False)[["lowest_rate", "highest_rate"]].max()
+    found["update"] = [name_of(update) for update in rows["update"].drop_duplicates()]
+    found["good rates"] = [
+        f"{low:g} to {high:g}" if low == low else "needs none"
+        for low, high in zip(ends.lowest_rate, ends.highest_rate, strict=True)
+    ]
+    return found
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """The best rule, and what the mixture is short of it."""
+    adapted = {
+        name_of(update): own[own.role == "adapted"] for update, own in rows.groupby("update", sort=False, dropna=False)
+    }
+    bits = {name: results.totals(own, ["role"]).bits_per_byte.iloc[0] for name, own in adapted.items()}
+    best = min((name for name in bits if name != "mixture"), key=bits.__getitem__)
+    ahead = results.said(results.margin(adapted[best], adapted["mixture"]))
+    return f"best rule with its own rate: {best}, {bits[best]:.3f} bits per byte; the mixture, with no rate chosen: {ahead} below it"

@@ -1,0 +1,72 @@
+"""Experiments: their grids are runs, each measures in small, and a row of their results comes out again."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from dynlight import fit
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments import grid, protocol, results  # noqa: E402 # a folder beside the tests, not installed
+
+NAMES = grid.names()
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grid_is_a_sweep_of_wandb_whose_points_are_runs(name):
+    sweep = yaml.safe_load((grid.folder_of(name) / "sweep.yaml").read_text())
+    assert sweep["method"] == "grid" and sweep["metric"]["goal"] == "minimize"
+    assert sweep["command"] == ["${env}", "${interpreter}", "-m", "experiments", "point", name, "${args}"]
+    points = grid.points(name)
+    assert len({grid.key_of(point) for point in points}) == len(points)
+    for point in points:
+        assert grid.key_of(grid.point_of(grid.arguments(point))) == grid.key_of(point), "as an agent hands it over"
+        if not hasattr(import_module(f"experiments.{name}.experiment"), "measure"):
+            fit.parse(["--config", str(grid.folder_of(name) / "run.yaml"), *grid.arguments(point)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_runs_in_small(name):
+    command = [sys.executable, "-m", "experiments", "run", name, "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "| adapted |" in done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_of_the_results_comes_out_again(name):
+    experiment = import_module(f"experiments.{name}.experiment")
+    path = grid.folder_of(name) / "results.csv"
+    if not path.exists():
+        pytest.skip("not measured yet")
+    rows = results.load(name)
+    row = rows[rows.role == "adapted"].iloc[0]
+    again = getattr(experiment, "again", None)
+    nats, known = again(row) if again else _again(name, rows, row)
+    assert nats == pytest.approx(known, rel=1e-3)
+
+
+def _again(name: str, rows: pd.DataFrame, row: pd.Series) -> tuple[float, float]:
+    """Reads the row's document alone, at the row's rate."""
+    settings = list(grid.points(name)[0])
+    arguments = ["--config", str(grid.folder_of(name) / "run.yaml"), *(f"--{key}={row[key]}" for key in settings)]
+    config = fit.parse(arguments)
+    files = Path(str(config.data.data_files)).parent / row.document
+    if not files.exists() or not (config.model.pretrained == "tiny-books" or Path(config.model.pretrained).exists()):
+        pytest.skip(f"needs {files} and {config.model.pretrained}")
+    known = rows[(rows[settings] == row[settings]).all(axis=1) & (rows.role == "adapted")]
+    learned = ["--rates=null", f"--update.lr={row.rate}", f"--data.data_files={files}", "--data.together=1"]
+    found = protocol.adapted([*arguments, *learned])
+    return found.nats.sum(), known[known.document == row.document].nats.sum()
