@@ -61,7 +61,7 @@ def run(name: str, small: bool) -> None:
     points = grid.points(name)
     if small:
         points = points[:: max(1, len(points) - 1)]  # the first and the last
-    waiting = [point for point in points if not results.path_of(name, point, small).exists()]
+    waiting = [point for point in points if small or not results.path_of(name, point).exists()]
     print(f"{name}: {len(points) - len(waiting)} points done, {len(waiting)} to go", flush=True)
     began = time.perf_counter()
     for number, settings in enumerate(waiting, start=1):

@@ -13,6 +13,7 @@ settings override it.
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,6 @@ import torch
 from lightning.pytorch import seed_everything
 
 from dynlight import fit
-from dynlight.durable import draft_of
 from dynlight.experts import nats_by_document
 from dynlight.module import DynamicEvaluation
 from dynlight.progress import DocumentProgress
@@ -218,8 +218,9 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
     if not path.exists():
         found = read(arguments)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft_of(path) as draft:
-            found.to_csv(draft, index=False)
+        draft = path.with_suffix(f".{os.getpid()}")  # another process may be reading the same
+        found.to_csv(draft, index=False)
+        os.replace(draft, path)
     return pd.read_csv(path)
 
 
@@ -243,6 +244,4 @@ def labelled(found: dict[str, pd.DataFrame], rate: float | None) -> pd.DataFrame
 
 def threads() -> None:
     """One thread, unless OMP_NUM_THREADS says otherwise: the models are so small that more would wait for each other."""
-    import os
-
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
