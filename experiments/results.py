@@ -110,7 +110,7 @@ def beside_controls(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """For each group the score in bits per byte, and how much better it is than each control, with its interval."""
     lines = []
     for key, group in rows.groupby(list(by), sort=False, dropna=False):
-        of = dict(group.groupby("role"))
+        of = dict(iter(group.groupby("role")))
         line: dict[str, Any] = dict(zip(by, map(short, key), strict=True))
         line["rate"] = of["adapted"].rate.iloc[0]
         for role in ("adapted", "static"):

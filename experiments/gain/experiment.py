@@ -31,12 +31,13 @@ def figure(rows: pd.DataFrame) -> Figure:
     left.axvline(0, color=pictures.STATIC, linewidth=0.8)
     pictures.label(left, "gain over static in each document, %", "")
     for color, (_, own) in zip(pictures.OTHER, [domains[0], *most_gained(domains)], strict=False):
-        found = results.totals(own, ["position", "role"]).pivot(
-            index="position", columns="role", values="bits_per_byte"
+        nats = own.pivot_table(index="position", columns="role", values="nats", aggfunc="sum")
+        middle = nats.index + EVERY / 2
+        right.plot(
+            middle, 100 * (1 - nats.adapted / nats.static), "o-", color=color, label=domain_of(own), markersize=3
         )
-        right.plot(found.index, found.static - found.adapted, "o-", color=color, label=domain_of(own), markersize=3)
     right.axhline(0, color=pictures.STATIC, linewidth=0.8)
-    pictures.label(right, "tokens read", "bits per byte below static")
+    pictures.label(right, "tokens read", "gain over static, %")
     return picture
 
 
