@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit test torture check format golden benchmark clean
+.PHONY: help quickstart audit test torture check format golden benchmark ladder clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,16 @@ golden: $(VENV)/test.stamp ## renew the golden values; say in CHANGELOG.md why t
 
 benchmark: $(VENV)/core.stamp ## measure speed and memory against loops written by hand
 	$(BIN)/python experiments/speed/benchmark.py
+
+# The models of the experiments: each is made unless it is there, and goes on where it was cut short. books_* are fine-tuned
+# from general_3m.
+LADDER = general_3m general_1m general_8m books_little books_more books_all
+ladder: $(VENV)/core.stamp ## pretrain the models of the experiments, in runs/ladder: hours, and it can be cut short
+	for name in $(LADDER); do \
+	  last=runs/ladder/$$name/checkpoints/last.ckpt; \
+	  test -f runs/ladder/$$name/config.json || $(BIN)/python -m dynlight.pretraining \
+	    --config configs/ladder/$$name.yaml $$(test -f $$last && echo --resume $$last) || exit; \
+	done
 
 clean: ## remove the virtual environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

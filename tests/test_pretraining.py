@@ -10,7 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynlight import pretraining
-from dynlight.pretraining import Pretraining, TextWindows, WindowStream, main, parse, pretrain, train_tokenizer
+from dynlight.pretraining import (
+    Pretraining,
+    TextWindows,
+    WindowStream,
+    main,
+    parse,
+    pretrain,
+    read_texts,
+    train_tokenizer,
+)
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "dynlight" / "assets" / "tiny-books"
@@ -220,6 +229,12 @@ def test_rates_rise_then_fall_to_zero():
     assert factors[10:50] == [1.0] * 40
 
 
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    assert read_texts([f"{tmp_path}/*.txt", f"{tmp_path}/a.*", f"{tmp_path}/*.md"]) == ["a.txt", "b.txt", "c.md"]
+
+
 def test_the_shipped_yaml_parses():
     settings = parse(["--config", CONFIG, "--data.tokens", "0"])
     assert settings.data.tokens == 0
@@ -234,6 +249,8 @@ ERRORS = [
     (["--data.window", "many"], "data.window must be a whole number, got many"),
     (["--data.windw", "3"], "data.windw is not a setting"),
     (["--data.files", "none/*.txt"], "data.files must be a pattern that matches a file, got 'none/*.txt'"),
+    (["--data.files", "[README.md, none/*.txt]"], "data.files must be a pattern that matches a file, got 'none/*.txt'"),
+    (["--data.files", "[]"], "data.files must be a pattern, or several, got []"),
     (["--learning.lr", "-1"], "learning.lr must be finite and at least 0, got -1.0"),
     (["--learning.matrix_lr", ".inf"], "learning.matrix_lr must be finite and at least 0, got inf"),
     (["--learning.warmup", "0"], "learning.warmup must be above 0 and at most 1, got 0.0"),
