@@ -88,6 +88,8 @@ _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
     "benchmark", "profiler", "plugins",
 }  # fmt: skip
+# What has its default where a YAML gives nothing; the parser lets null pass for any type.
+_NOT_NULL = ("model.dtype", "schedule", "schedule.passes", "reset", "trainer", "seed")
 # What the machine may run out of.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRAINER: dict[str, Any] = {
@@ -134,9 +136,14 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """
     settings = parser()
     try:
-        return settings.parse_args(list(arguments))
+        config = settings.parse_args(list(arguments))
     except ArgumentError as error:
         raise ValueError(one_line(str(error), setting_names(settings))) from error
+    defaults = settings.get_defaults(skip_validation=True)
+    for name in _NOT_NULL:
+        if config.get(name, ...) is None:
+            config[name] = defaults[name]
+    return config
 
 
 def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
@@ -321,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (ours := raised_here(error)) is None:
             _say_how_to_resume(config)
             raise
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {report.one_line(str(ours))}", file=sys.stderr)
         return 2
     except ProcessFailedError as failure:
         _say_how_to_resume(config)
