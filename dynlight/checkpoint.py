@@ -48,10 +48,9 @@ class CheckpointPeriod:
     minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            raise ValueError(
-                f"checkpoint.minutes must be above 0, got {self.minutes}; choose checkpoint: null for none"
-            )
+        if self.minutes is None or not self.minutes > 0:  # the parser lets null pass
+            got = "null" if self.minutes is None else self.minutes
+            raise ValueError(f"checkpoint.minutes must be above 0, got {got}; choose checkpoint: null for none")
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it

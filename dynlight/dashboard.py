@@ -1,4 +1,4 @@
-"""Dashboard: what W&B is told, where the run has a WandbLogger.
+"""Dashboard: what loggers are told of a run, each point once however often it is cut short; and all that is W&B's.
 
 wandb itself is imported only where it is used: that takes a second.
 """
@@ -7,26 +7,66 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dynlight.durable import sync_to_disk
 from dynlight.report import documents_table
 
 
-def begin(loggers: Iterable[Logger], settings: dict[str, Any]) -> str | None:
-    """Opens the W&B run of each logger and gives it the run's configuration; returns the id by which it can go on.
+def place(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
+    """Sets up the loggers in a trainer's settings: where W&B writes, and as which version a run that goes on does so.
+
+    Args:
+        trainer: the settings; W&B keeps its files in the run's folder unless they say otherwise.
+        folder: the run's.
+        versions: what `begin` returned when the run began.
+        resumes: whether the run goes on.
+    """
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for number, logger in enumerate(loggers):
+        kind = logger.class_path.rpartition(".")[2] if isinstance(logger, Namespace) else None
+        known = [version for name, version in versions[number : number + 1] if name == kind]
+        if kind == WandbLogger.__name__:
+            if logger.init_args.save_dir == ".":
+                logger.init_args.save_dir = str(folder)
+            logger.init_args.id = known[0] if known else logger.init_args.id
+        elif kind in (CSVLogger.__name__, TensorBoardLogger.__name__):
+            logger.init_args.version = known[0] if known else logger.init_args.version
+            if resumes and kind == TensorBoardLogger.__name__:
+                logger.init_args.purge_step = 0  # it is told all points again, and hides what it was told before
+
+
+def begin(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
+    """Opens the run of each logger, and gives W&B the run's configuration.
 
     Where no account is set up, W&B keeps the run on disk and asks for nothing.
+
+    Returns:
+        Of each logger its class's name and its version, by which it can go on; None if that is no plain one.
 
     Raises:
         ValueError: if W&B cannot be reached.
     """
-    if not (ours := _wandb_loggers(loggers)):
-        return None
+    with warnings.catch_warnings():
+        # CSVLogger begins its file anew: from a run that goes on it gets all points again.
+        warnings.filterwarnings("ignore", ".*exists and is not empty. Previous log files in this directory will be.*")
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                _ = logger.experiment
+    _begin_wandb(_wandb_loggers(loggers), settings)
+    versions = ((type(logger).__name__, logger.version) for logger in loggers)
+    return [[name, version if isinstance(version, int | str) else None] for name, version in versions]
+
+
+def _begin_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
+    if not ours:
+        return
     import wandb
 
     session = wandb.setup(wandb.Settings(silent=True))
@@ -43,7 +83,6 @@ def begin(loggers: Iterable[Logger], settings: dict[str, Any]) -> str | None:
         run.config.update(settings, allow_val_change=True)
         if run.url:
             print(f"W&B     {run.url}")
-    return str(ours[0].version)
 
 
 def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
@@ -65,35 +104,35 @@ def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> 
 
 
 class Points:
-    """The points of a run's series, which W&B is told once each, however often the run is cut short.
+    """The points of a run's series, which loggers are told once each, however often the run is cut short.
 
-    W&B never goes back, and loses the last points of a killed process. So they are kept as lines of a file until the run
-    ends, and a run that goes on tells W&B those that it hasn't got, and none that it has.
+    W&B never goes back, and all lose the last points of a killed process. So they are kept as lines of a file until the
+    run ends. A run that goes on tells W&B those that it hasn't got, and none that it has; CSVLogger and TensorBoardLogger,
+    which begin anew, it tells all; and loggers of other kinds, of which nothing is known, those after its checkpoint.
 
     Args:
-        loggers: of the run; only those of W&B are told.
+        loggers: of the run.
         file: where they are kept; None: nowhere, as such a run can't go on.
         resumes: whether the run goes on.
     """
 
     def __init__(self, loggers: Iterable[Logger], file: Path | None, resumes: bool = False) -> None:
         self.count = 0
-        self._loggers = [(logger, _points_held(logger) if resumes else None) for logger in _wandb_loggers(loggers)]
+        self._loggers = [(logger, _points_held(logger) if resumes else 0) for logger in loggers]
         self._lines: IO[bytes] | None = None
         self._file = file
+        self._resumes = resumes
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
 
-    def add(self, point: dict[str, float]) -> None:
-        """Tells W&B the next point."""
+    def add(self, point: dict[str, dict[str, float]]) -> None:
+        """Tells loggers the next point: its `axes`, `series`, `costs` and `weights`."""
         if self._lines is not None:
             self._lines.write(json.dumps(point).encode() + b"\n")
         for logger, held in self._loggers:
-            if held is None:
-                logger.log_metrics(point)
-            elif self.count >= held:
-                logger.experiment.log(point, step=self.count)
+            if held is None or self.count >= held:
+                _tell(logger, point, self.count, self._resumes)
         self.count += 1
 
     def sync(self) -> int:
@@ -103,24 +142,47 @@ class Points:
         return self.count
 
     def go_on(self, count: int | None = None, tokens: float = math.inf) -> None:
-        """Goes on after so many points, or the last of so many tokens, and tells W&B what it hasn't got up to there."""
+        """Goes on after so many points, or the last of so many tokens, and tells loggers what they haven't got so far."""
         if self._lines is None or self._file is None:
             self.count = count or 0
             return
         kept = []
         for line in self._file.read_bytes().splitlines(keepends=True)[:count]:
-            if not line.endswith(b"\n") or json.loads(line)["tokens"] > tokens:
+            if not line.endswith(b"\n") or json.loads(line)["axes"]["tokens"] > tokens:
                 break
             kept.append(line)
         self._lines.truncate(sum(map(len, kept)))
         for logger, held in self._loggers:
-            for step in range(held or 0, len(kept)):
-                logger.experiment.log(json.loads(kept[step]), step=step)
+            for step in range(len(kept) if held is None else held, len(kept)):
+                _tell(logger, json.loads(kept[step]), step, self._resumes)
         self.count = len(kept)
 
+    def end(self) -> None:
+        """Has loggers write down what they were told: from now on it is kept nowhere else."""
+        for logger, _ in self._loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
 
-def _points_held(logger: WandbLogger) -> int:
-    """How many points W&B has of the run that it goes on with."""
+
+def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:
+    axes, series, costs, weights = (point[part] for part in ("axes", "series", "costs", "weights"))
+    if not isinstance(logger, WandbLogger):
+        logger.log_metrics(axes | series | costs | weights, step)
+        return
+    drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
+    drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
+    if resumes:
+        logger.experiment.log(axes | drawn | weights, step=step)
+    else:  # W&B counts by itself, which suits what others may tell it
+        logger.log_metrics(axes | drawn | weights)
+
+
+def _points_held(logger: Logger) -> int | None:
+    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known."""
+    if not isinstance(logger, WandbLogger):
+        return 0 if isinstance(logger, CSVLogger | TensorBoardLogger) else None
     run = logger.experiment
     if not run.offline:
         return run.step

@@ -38,6 +38,7 @@ NOT_STANDARD = {"site-packages", "dist-packages", "test", "tests", "encodings", 
 NOT_STANDARD |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle.py", "turtledemo"}
 FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
 ADVICE = {ConnectionError: "; give a local folder, or go online", UnicodeDecodeError: "; convert it to UTF-8"}
+_START = 200_000  # characters of a text that are tokenized at once even where few of its tokens are asked for
 NAME_COLUMNS = ("title", "short_book_title", "name", "id")
 
 
@@ -69,13 +70,12 @@ class Document:
                 f"document {name!r} must be Unicode text, got a lone surrogate at character {error.start}; remove it"
             ) from None
         prefix = prefix_token(tokenizer)
-        tokens, ends = tokenize(text, tokenizer)
+        tokens, ends = tokenize(text, tokenizer) if max_tokens is None else first_tokens(text, tokenizer, max_tokens)
         if text and not len(tokens):
             raise ValueError(
                 f"document {name!r} must have tokens, got none from its {len(text.encode())} bytes; "
                 "choose a model whose tokenizer keeps this text, or leave the document out"
             )
-        tokens, ends = tokens[:max_tokens], ends[:max_tokens]
         return cls(index, name, text[: int(ends[-1])] if len(ends) else "", tokens, ends, prefix)
 
     def __len__(self) -> int:
@@ -144,6 +144,23 @@ def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Ten
         ends = np.arange(1, len(tokens) + 1) * len(text) // max(len(tokens), 1)
     ends[-1:] = len(text)
     return torch.from_numpy(tokens), torch.from_numpy(ends)
+
+
+def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Tensor, Tensor]:
+    """The first tokens of a text, and where their pieces end, as `tokenize` gives them.
+
+    A tokenizer takes hundreds of bytes of memory a token, so of a text far longer than the tokens asked for, only as much is
+    tokenized as decides them: what comes of a start of it is right where twice as long a start gives the same.
+    """
+    length, shorter = max(_START, 16 * count), None
+    while length < len(text):
+        tokens, ends = (each[:count] for each in tokenize(text[:length], tokenizer))
+        if shorter is not None and torch.equal(tokens, shorter[0]) and torch.equal(ends, shorter[1]):
+            return tokens, ends
+        # The last token's end is where the start was cut, so a start of too few tokens decides nothing.
+        shorter, length = (tokens, ends) if len(tokens) == count else None, 2 * length
+    tokens, ends = tokenize(text, tokenizer)
+    return tokens[:count], ends[:count]
 
 
 def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:

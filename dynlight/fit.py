@@ -88,6 +88,8 @@ _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
     "benchmark", "profiler", "plugins",
 }  # fmt: skip
+# What has its default where a YAML gives nothing; the parser lets null pass for any type.
+_NOT_NULL = ("model.dtype", "schedule", "schedule.passes", "reset", "trainer", "seed")
 # What the machine may run out of.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRAINER: dict[str, Any] = {
@@ -134,9 +136,14 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """
     settings = parser()
     try:
-        return settings.parse_args(list(arguments))
+        config = settings.parse_args(list(arguments))
     except ArgumentError as error:
         raise ValueError(one_line(str(error), setting_names(settings))) from error
+    defaults = settings.get_defaults(skip_validation=True)
+    for name in _NOT_NULL:
+        if config.get(name, ...) is None:
+            config[name] = defaults[name]
+    return config
 
 
 def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
     check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
-    choices = parser().instantiate(_logging_into(folder, config, origin.wandb))
+    choices = parser().instantiate(_logging_into(folder, config, origin, resumes))
     command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
     records = Records(folder, {"name": folder.name, "command": command}, resumes)
     receipt = Receipt(folder, resumes)
@@ -193,7 +200,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
     try:
         if trainer.is_global_zero:
             _begin(folder, config, resumes)
-            origin.wandb = dashboard.begin(trainer.loggers, _told(config))
+            origin.loggers = dashboard.begin(trainer.loggers, _told(config))
         trainer.fit(module, choices.data)
     except torch.OutOfMemoryError as error:
         if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
@@ -321,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (ours := raised_here(error)) is None:
             _say_how_to_resume(config)
             raise
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {report.one_line(str(ours))}", file=sys.stderr)
         return 2
     except ProcessFailedError as failure:
         _say_how_to_resume(config)
@@ -422,15 +429,10 @@ def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> 
             )
 
 
-def _logging_into(folder: Path, config: Namespace, run: str | None) -> Namespace:
-    """The same configuration, but W&B keeps its files in the run's folder unless told otherwise, and goes on with `run`."""
+def _logging_into(folder: Path, config: Namespace, origin: Origin, resumes: bool) -> Namespace:
+    """The same configuration, with the settings of loggers that follow from the run; what it leaves has the user's."""
     config = config.clone()
-    loggers = config.trainer.logger
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):
-            if logger.init_args.save_dir == ".":
-                logger.init_args.save_dir = str(folder)
-            logger.init_args.id = run or logger.init_args.id
+    dashboard.place(config.trainer, folder, origin.loggers, resumes)
     return config
 
 

@@ -215,7 +215,7 @@ class FlopsLogger(Callback):
     only those of `segment_…` and `weight/…` are its own.
 
     Args:
-        folder: the run's, which keeps what W&B was told until the run has ended; None: it isn't kept.
+        folder: the run's, which keeps what loggers were told until the run has ended; None: it isn't kept.
         resumes: whether the run goes on where it was cut short.
     """
 
@@ -294,6 +294,7 @@ class FlopsLogger(Callback):
             self._board.wait("last series")
             has_static = pl_module.reference is not None
             self._log(trainer, None, has_static, {}, at_once=True)
+        self._points.end()
 
     def _add(self, score: "Score") -> _Sums:
         """Adds a segment to the sums, and gives its own."""
@@ -327,12 +328,7 @@ class FlopsLogger(Callback):
     ) -> None:
         axes, costs, read, whole = self._totals(at_once)
         series = _series(read, whole, segment, has_static)
-        for logger in trainer.loggers:
-            if not isinstance(logger, WandbLogger):
-                logger.log_metrics(axes | series | costs | weights, step=self._points.count)
-        drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
-        drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
-        self._points.add(axes | drawn | weights)
+        self._points.add({"axes": axes, "series": series, "costs": costs, "weights": weights})
 
 
 def _series(read: _Sums, whole: _Sums, segment: _Sums | None, has_static: bool) -> dict[str, float]:

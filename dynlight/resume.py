@@ -48,7 +48,7 @@ class Origin:
     ranks: int = 1
     done: list[int] = field(default_factory=list)  # documents read before the present waves were made
     hashes: dict[str, str | None] = field(default_factory=dict)  # of the model and its tokenizer
-    wandb: str | None = None  # the run's id there
+    loggers: list[list[Any]] = field(default_factory=list)  # of each its class and version
 
     @classmethod
     def read(cls, folder: Path) -> "Origin":

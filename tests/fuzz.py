@@ -12,15 +12,17 @@ import math
 import os
 import random
 import shutil
-import sys
+import signal
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pandas as pd
 import yaml
 from conftest import make_byte_tokenizer
 from folders import configuration, save_documents, save_model
@@ -79,14 +81,19 @@ class Fuzz:
         self.documents = save_documents(root / "documents")
         self.model = save_model(root / "model", make_byte_tokenizer(), num_hidden_layers=1)
 
-    def settings(self) -> None:
-        """A configuration in which one or two values are others."""
+    def configuration(self) -> dict[str, Any]:
+        """One that runs, with most of the settings in it."""
         config = copy.deepcopy(configuration(self.model, self.documents, self.root / "out"))
         config |= {"schedule": {"every": 1}, "reset": {"every": "document"}, "clip": 1.0, "seed": 0}
         config |= {"rates": None, "mixture": None, "checkpoint": {"minutes": 5}, "on_failure": "stop"}
         config["data"] |= {"max_tokens": 20, "documents": 2, "together": 1, "split": None, "streaming": False}
+        return config
+
+    def settings(self) -> None:
+        """A configuration in which one or two values are others."""
+        config = self.configuration()
         for _ in range(self.random.choice([1, 1, 1, 2])):
-            *sections, last = self.random.choice(list(_paths(config)))
+            *sections, last = self.random.choice(paths(config))
             section = config
             for name in sections:
                 section = section[name]
@@ -136,7 +143,7 @@ class Fuzz:
         try:
             (self.root / "run.yaml").write_text(yaml.dump(config, allow_unicode=True), "utf-8")
             output, errors = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _at_most(120):
                 status = fit.main(["--config", str(self.root / "run.yaml")])
             self.ends[str(status)] += 1
             fault = self.fault_of(status, errors.getvalue(), out)
@@ -164,21 +171,41 @@ class Fuzz:
             return "failed documents, and status 0"
         if summary["nats"] is None or not math.isfinite(summary["nats"]):
             return f"nats {summary['nats']}"
+        documents, tokens = pd.read_csv(out / "documents.csv"), pd.read_parquet(out / "tokens.parquet")
+        texts = tokens.groupby("document").text.sum()
+        for document in documents[documents.failed.isna()].itertuples():
+            if document.bytes != len(texts.get(document.document, "").encode()):
+                return f"document {document.name}: not all bytes are scored"
         return None
 
 
-def _paths(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"a case takes longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def paths(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Of each setting the names of the sections above it, and its own."""
     found = []
     for name, value in tree.items():
         found.append((*above, name))
         if isinstance(value, dict):
-            found += _paths(value, (*above, name))
+            found += paths(value, (*above, name))
     return found
 
 
 def _rows(file: Path) -> None:
-    import pandas as pd
-
     rows = pd.DataFrame({"title": ["a", "b", "ü"], "text": ["It was a fine day.", "x", "день 🙂 " * 5]})
     if file.suffix == ".jsonl":
         rows.to_json(file, orient="records", lines=True)
@@ -188,31 +215,27 @@ def _rows(file: Path) -> None:
         rows.to_parquet(file)
 
 
-def fuzz(root: Path, seed: int, cases: dict[str, int]) -> Fuzz:
-    """So many cases of each kind: settings, model, data."""
-    count, render = FlopCounter.count, page.render
-    FlopCounter.count = lambda self, score, row=0: Flops(score.nats.shape[1])  # what takes most time, and isn't tried
+@contextlib.contextmanager
+def quickly(root: Path) -> Iterator[None]:
+    """In this folder, and without what takes most of the time of a short run and isn't tried here."""
+    count, render, cwd = FlopCounter.count, page.render, Path.cwd()
+    FlopCounter.count = lambda self, score, row=0: Flops(score.nats.shape[1])
     page.render = lambda *arguments: ""
-    found = Fuzz(root, seed)
-    cwd = Path.cwd()
     os.chdir(root)
     try:
+        yield
+    finally:
+        os.chdir(cwd)
+        FlopCounter.count, page.render = count, render
+
+
+def fuzz(root: Path, seed: int, cases: dict[str, int]) -> Fuzz:
+    """So many cases of each kind: settings, model, data."""
+    found = Fuzz(root, seed)
+    with quickly(root):
         for _ in range(cases.get("settings", 0)):
             found.settings()
         for kind in ("model", "data"):
             for _ in range(cases.get(kind, 0)):
                 found.folder(kind)
-    finally:
-        os.chdir(cwd)
-        FlopCounter.count, page.render = count, render
     return found
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    seed, *counts = map(int, sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="dynlight-") as folder:
-        found = fuzz(Path(folder), seed, dict(zip(("settings", "model", "data"), counts, strict=False)))
-    print(*found.faults, sep="\n\n")
-    print(dict(found.ends), len(found.faults), "faults")

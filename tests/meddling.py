@@ -27,6 +27,20 @@ class FailIn(Callback):
             raise RuntimeError("a bug in one process")
 
 
+class StopOnce(Callback):
+    """Tells process 0 to stop after as many segments as the file `stop` says, and removes the file."""
+
+    def __init__(self) -> None:
+        self.segments = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.segments += 1
+        file = Path("stop")
+        if trainer.is_global_zero and file.exists() and self.segments == int(file.read_text()):
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def bf16_hook(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """torch's `bf16_compress_hook`, which DDP takes by name for one that needs CUDA."""
     return bf16_compress_hook(state, bucket)

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from dynlight.documents import Document, DocumentStream, prefix_token, tokenize
+from dynlight.documents import Document, DocumentStream, first_tokens, prefix_token, tokenize
 
 TEXTS = {
     "plain": "It was a fine day.",
@@ -150,6 +150,30 @@ def test_cut_keeps_the_characters_of_its_tokens(byte_tokenizer, tokens):
     document = Document.from_text(0, "x", "a😀b", byte_tokenizer, max_tokens=tokens)
     assert len(document) == min(tokens, 6)
     check(document, {1: "a", 6: "a😀b", 100: "a😀b"}.get(tokens, "a😀"))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \r\n😀é▁aad")), min_size=8, max_size=200))
+def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(tokenizers, monkeypatch, text):
+    monkeypatch.setattr("dynlight.documents._START", 4)
+    for name, tokenizer in tokenizers.items():
+        tokens, ends = tokenize(text, tokenizer)
+        for count in range(1, min(len(tokens), 5)):
+            start = first_tokens(text, tokenizer, count)
+            assert torch.equal(start[0], tokens[:count]), name
+            assert torch.equal(start[1], ends[:count]), name
+
+
+def test_of_a_long_text_no_more_is_tokenized_than_its_first_tokens_need(byte_tokenizer, monkeypatch):
+    lengths = []
+    monkeypatch.setattr("dynlight.documents._START", 20)
+    monkeypatch.setattr(
+        "dynlight.documents.tokenize", lambda text, _: (lengths.append(len(text)), tokenize(text, _))[1]
+    )
+    document = Document.from_text(0, "x", "the old house " * 1000, byte_tokenizer, max_tokens=2)
+    assert lengths == [32, 64]
+    check(document, document.text)
+    assert len(document) == 2
 
 
 def test_cut_counts_what_it_keeps(word_tokenizer):

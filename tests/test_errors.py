@@ -190,6 +190,11 @@ KNOWN_BEFORE_LOADING = {
         at("checkpoint", {"minutes": 0}),
         "checkpoint.minutes must be above 0, got 0.0; choose checkpoint: null for none",
     ),
+    "nothing for a time between checkpoints": (
+        at("checkpoint", {"minutes": None}),
+        "checkpoint.minutes must be above 0, got null; choose checkpoint: null for none",
+    ),
+    "a name of two lines": (at("model", {"a\nb": 1}), "model.a b is not a setting; see --help and --print_config"),
     "text for a time between checkpoints": (
         at("checkpoint", {"minutes": "often"}),
         "checkpoint.minutes must be a number, got often",
@@ -664,6 +669,19 @@ def test_an_existing_run_is_kept_when_its_replacement_is_refused(refused, librar
     (old / "summary.json").write_text("{}")
     refused({"out": str(old), "overwrite": True, "clip": -1.0})
     assert (old / "summary.json").read_text() == "{}"
+
+
+def test_what_a_file_gives_nothing_for_has_its_default(library, tmp_path):
+    config = configuration(library / "llama", f"{library}/documents/*.txt", tmp_path / "out")
+    config["data"]["max_tokens"] = 20
+    config["model"]["dtype"] = None
+    config |= dict.fromkeys(["parameters", "update", "reset", "trainer", "mixture", "seed"])
+    config["schedule"] = {"passes": None}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert fit.main(["--config", str(tmp_path / "run.yaml")]) == 0
+    assert fit.main(["--config", str(tmp_path / "out/config.yaml"), "--overwrite=true"]) == 0
+    known = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    assert (known["seed"], known["schedule"]["passes"], known["model"]["dtype"]) == (0, 1, "float32")
 
 
 def in_another_file(self):

@@ -1,10 +1,17 @@
 """Bad input: random cases, and texts of every kind; `make torture` tries more of the former."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import yaml
 from folders import configuration, save_model
-from fuzz import fuzz
+from fuzz import VALUES, Fuzz, fuzz, paths, quickly
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dynlight import fit
 
@@ -15,6 +22,95 @@ def test_random_settings_models_and_data_end_in_a_result_or_in_one_line(tmp_path
     assert sum(found.ends.values()) == 70
     assert found.ends["2"] > 20
     assert found.ends["0"] > 5
+
+
+def _is_key(value):
+    return value is None or isinstance(value, str | int | float)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """Tries cases one by one."""
+    root = tmp_path_factory.mktemp("tried")
+    found = Fuzz(root, seed=0)
+    with quickly(root):
+        yield found
+
+
+CHARACTERS = st.characters(exclude_categories=())  # lone surrogates too
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=20) | st.sampled_from(VALUES)
+)
+ANY = st.recursive(
+    PLAIN,
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(PLAIN.filter(_is_key), each, max_size=3),
+    max_leaves=5,
+)
+MORE = ["model.tokenizer", "model.dtype", "model.revision", "model.attention", "data.name", "data.data_dir"]
+MORE += ["data.text_column", "trainer.precision", "trainer.strategy", "trainer.logger", "parameters.init_args"]
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_value_of_any_setting_ends_in_a_result_or_in_one_line(tried, data):
+    config = tried.configuration()
+    changed = [path for path in paths(config) if path != ("out",)]  # it may be any folder of this machine
+    changed += [tuple(name.split(".")) for name in MORE]
+    *sections, last = data.draw(st.sampled_from(changed))
+    section = config
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = data.draw(ANY)
+    tried.faults.clear()
+    tried.try_case(config, f"{'.'.join([*sections, last])}: {section[last]!r}")
+    assert not tried.faults, tried.faults[0]
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    texts=st.lists(
+        st.text(CHARACTERS | st.sampled_from(list("\x00\x1b\r\n\u202e\u05d0\ufeff\U0010ffff")), max_size=80), max_size=4
+    )
+)
+def test_any_texts_end_in_a_result_or_in_one_line(tried, texts):
+    rows = tried.root / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = tried.configuration() | {"data": {"path": "json", "data_files": str(rows), "together": 2}}
+    tried.faults.clear()
+    before = tried.ends["0"]
+    tried.try_case(config, repr(texts))
+    assert not tried.faults, tried.faults[0]
+    is_right = bool(texts) and not any(0xD800 <= ord(sign) < 0xE000 for sign in "".join(texts))
+    assert (tried.ends["0"] > before) == is_right, texts
+    if is_right:
+        documents = pd.read_csv(tried.root / "out/documents.csv")
+        assert documents.bytes.tolist() == [len(text.encode()) for text in texts]
+
+
+@pytest.mark.slow
+def test_of_a_line_of_50_megabytes_the_first_tokens_are_read_in_little_time_and_memory(byte_tokenizer, tmp_path):
+    sign = "день 🙂 "
+    with (tmp_path / "line.txt").open("w") as file:
+        for _ in range(50):
+            file.write(sign * (1_000_000 // len(sign.encode())))
+    model = save_model(tmp_path / "model", byte_tokenizer, num_hidden_layers=1)
+    config = configuration(model, f"{tmp_path}/line.txt", tmp_path / "out")
+    config["data"]["max_tokens"] = 1000
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "dynlight.fit", "--config", str(tmp_path / "run.yaml")]
+    began = os.times().children_user
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert os.times().children_user - began < 120
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    tokens = pd.read_parquet(tmp_path / "out/tokens.parquet")
+    assert summary["tokens"] == len(tokens) == 1000
+    read = "".join(tokens.text)
+    assert (sign * 1000).startswith(read)
+    assert summary["bytes"] == len(read.encode())
+    assert summary["peak_memory_bytes"] < 2e9
 
 
 TEXTS = {

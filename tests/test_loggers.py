@@ -5,6 +5,7 @@ import math
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dynlight import fit
+from dynlight.checkpoint import Checkpoint
 from dynlight.flops import SERIES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -271,11 +273,21 @@ def test_the_configuration_keeps_where_wandb_writes(run, online, tmp_path):
 
 
 def csv_logger(folder):
-    return {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv", "version": 0}}
+    return {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
 
 
 def read_csv(folder):
     return pd.read_csv(folder / "csv/version_0/metrics.csv").to_dict("records")
+
+
+def board_logger(folder):
+    return {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(folder), "name": "board"}}
+
+
+def read_board(folder):
+    events = EventAccumulator(str(folder / "board/version_0"))
+    events.Reload()
+    return events
 
 
 def test_csv_holds_every_series_after_every_segment(run, tmp_path):
@@ -288,13 +300,8 @@ def test_csv_holds_every_series_after_every_segment(run, tmp_path):
 
 
 def test_tensorboard_holds_every_series(run, tmp_path):
-    logger = {
-        "class_path": "TensorBoardLogger",
-        "init_args": {"save_dir": str(tmp_path), "name": "board", "version": 0},
-    }
-    folder, summary, _ = run(logger)
-    events = EventAccumulator(str(tmp_path / "board/version_0"))
-    events.Reload()
+    folder, summary, _ = run(board_logger(tmp_path))
+    events = read_board(tmp_path)
     expected = expected_series(folder)
     assert set(expected) <= set(events.Tags()["scalars"])
     for name in ("bits_per_byte", "static_bits_per_byte", "flops", "learning_seconds"):
@@ -341,6 +348,42 @@ def test_a_document_that_failed_is_taken_out_of_the_running_sums(run, library, t
     assert rows[-1]["tokens"] > summary["tokens"], "what was spent on it stays on the axes"
 
 
+def assert_whole(folder):
+    """Whether CSV and TensorBoard have one version, and in it every point once."""
+    expected = expected_series(folder / "out")
+    assert [len(list((folder / name).iterdir())) for name in ("csv", "board")] == [1, 1]
+    rows = read_csv(folder)
+    assert [row["step"] for row in rows] == list(range(len(expected)))
+    assert_same(rows, expected)
+    for name in ("tokens", "bits_per_byte", "learning_seconds"):
+        points = read_board(folder).Scalars(name)
+        assert [point.step for point in points] == list(range(len(expected)))
+        assert [point.value for point in points] == pytest.approx(expected[name].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpoint", [{"minutes": 5}, None])
+def test_a_run_that_goes_on_stays_in_its_version_and_tells_each_point_once(
+    run, library, tmp_path, capsys, monkeypatch, checkpoint
+):
+    end, left = Checkpoint.on_train_batch_end, 8
+
+    def stop(*arguments):
+        nonlocal left
+        left -= 1
+        if left in (0, -5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        end(*arguments)
+
+    monkeypatch.setattr(Checkpoint, "on_train_batch_end", stop)
+    run([csv_logger(tmp_path), board_logger(tmp_path)], status=143, checkpoint=checkpoint)
+    (tmp_path / "csv/version_0/metrics.csv").unlink()  # as if it had not come to disk
+    assert fit.main(["--resume", str(tmp_path / "out")]) == 143
+    assert fit.main(["--resume", str(tmp_path / "out")]) == 0
+    assert "exists and is not empty" not in capsys.readouterr().err
+    assert_whole(tmp_path)
+    assert "purge_step: null" in (tmp_path / "out/config.yaml").read_text()
+
+
 def test_there_is_one_call_a_segment(run, monkeypatch, tmp_path):
     calls = []
     log = CSVLogger.log_metrics
@@ -376,9 +419,9 @@ sys.exit(fit.main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_run_of_wandb_without_a_gap_or_a_doubled_point(library, tmp_path):
+def test_a_killed_run_goes_on_in_the_same_runs_of_loggers_without_a_gap_or_a_doubled_point(library, tmp_path):
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
-    config = config_file(library, tmp_path, WANDB)
+    config = config_file(library, tmp_path, [WANDB, csv_logger(tmp_path), board_logger(tmp_path)])
 
     def session(segments, *arguments):
         command = [sys.executable, "-c", KILLED, str(segments), *arguments]
@@ -401,3 +444,4 @@ def test_a_killed_run_goes_on_in_the_same_run_of_wandb_without_a_gap_or_a_double
     assert [item["_step"] for item in history] == list(range(len(expected)))
     assert_same(history, expected[["tokens", "flops"]])
     assert [item["by_tokens/bits_per_byte"] for item in history] == pytest.approx(expected.bits_per_byte.tolist())
+    assert_whole(tmp_path)

@@ -420,7 +420,7 @@ def test_long_documents_come_in_groups_wherever_they_were_cut(run, library, tmp_
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same():
     command = [sys.executable, str(Path(__file__).with_name("torture.py")), "--kills", "5", "--runs", "together"]
-    command += ["--kills-of-two", "0"]
+    command += ["--kills-of-two", "0", "--inputs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 kills in" in done.stdout

@@ -202,12 +202,13 @@ def test_the_last_logged_point_is_of_all_processes(runs):
 # The command itself, which starts the other processes
 
 
-def command(folder, config):
+def command(folder, config, *arguments):
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    arguments = arguments or ["--config", "run.yaml"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     environment.pop("LOCAL_RANK", None)
     return subprocess.run(
-        [sys.executable, "-m", "dynlight.fit", "--config", "run.yaml"],
+        [sys.executable, "-m", "dynlight.fit", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -247,3 +248,30 @@ def test_an_error_in_one_process_ends_all(library, tmp_path, rank, how, message)
     assert re.search(f"^{re.escape(message)}$", done.stderr, re.MULTILINE), done.stderr
     assert done.stdout == ""
     assert time.time() - (tmp_path / "failed").stat().st_mtime < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [(2, 1), (1, 2), (2, 1, 2)], ids=str)
+def test_a_run_goes_on_with_another_number_of_devices(runs, library, tmp_path, devices):
+    one, _, _ = folders(runs, "alone")
+    out = tmp_path / "alone"  # the name stands in the summary
+    trainers = {1: {"devices": 1, "strategy": "auto"}, 2: {"devices": 2, "strategy": "document_parallel"}}
+    config = config_of(library, out, TWO | trainers[devices[0]] | {"callbacks": [{"class_path": "meddling.StopOnce"}]})
+    kept = 0
+    for number, count in enumerate(devices):
+        changed = [f"--trainer.{setting}={value}" for setting, value in trainers[count].items()]
+        is_last = number == len(devices) - 1
+        if not is_last:
+            (tmp_path / "stop").write_text("20")
+        done = command(tmp_path, config, *(["--resume", "alone", *changed] if number else ()))
+        assert done.returncode == (0 if is_last else 143), done.stderr
+        if number:
+            (found,) = re.findall(r"^resume: (\d) of 7 documents are kept, and the others", done.stderr, re.MULTILINE)
+            assert 7 > int(found) >= max(kept, 1)
+            kept = int(found)
+    for file in SAME_FILES:
+        assert (one / file).read_bytes() == (out / file).read_bytes(), file
+    assert summary(one) == summary(out)
+    assert json.loads((out / "run.json").read_text())["processes"] == devices[-1]
+    assert faults_of(json.loads((out / "receipt.json").read_text())) == []
+    assert not (out / "unfinished").exists()

@@ -1,8 +1,9 @@
 """Kills runs at random moments, goes on with them, and compares what they leave byte for byte: `make torture`.
 
 A moment is a point in time, or a point in the code that is hard to hit by chance: in the middle of a write, before or
-after a file takes the place of its draft, between the files that a run ends with. Each session of a run is a fork of this
-process, so that nothing has to be imported again. The same seed kills at the same points in the code.
+after a file takes the place of its draft, between the files that a run ends with. Between two sessions files are damaged. Each
+session of a run is a fork of this process, so that nothing has to be imported again. The same seed kills at the same points
+in the code. At the end come a run in two processes, a full disk, and bad input (`fuzz.py`).
 """
 
 import argparse
@@ -29,8 +30,9 @@ import torch
 import yaml
 from conftest import make_byte_tokenizer
 from folders import configuration, save_model
+from fuzz import fuzz
 
-from dynlight import checkpoint, fit, report, sealed
+from dynlight import checkpoint, fit, report, resume, sealed
 from dynlight.flops import FlopCounter
 from dynlight.receipt import Receipt, _line
 
@@ -111,6 +113,14 @@ POINTS: list[tuple[str, Callable[[Any, str, int], None], Any, str, int]] = [
 ]
 
 
+# What may happen to files while nothing runs; the bool says whether a checkpoint is lost by it, which must be told.
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], bool]] = {
+    "a byte of a checkpoint flipped": ("unfinished/rank0-*.sealed", lambda data: data[:-9] + b"?" + data[-8:], True),
+    "a checkpoint cut short": ("unfinished/rank0-*.sealed", lambda data: data[: len(data) // 2], True),
+    "a torn row of the ledger": ("rows/ledger.*.jsonl", lambda data: data + b"[3, 7, 16, 41.", False),
+}
+
+
 class Torture:
     """Runs in a folder of their own, killed as a random number generator says."""
 
@@ -119,6 +129,7 @@ class Torture:
         self.random = random.Random(seed)
         self.minutes = minutes
         self.kills: Counter[str] = Counter()
+        self.damages: Counter[str] = Counter()
         self.sessions = 0
         self.model = save_model(root / "model", make_byte_tokenizer(), num_hidden_layers=1)
         (root / "documents").mkdir()
@@ -134,8 +145,13 @@ class Torture:
             assert self.session(name, [])[0] == 0
             out.rename(whole)
         began = sum(self.kills.values())
-        while sum(self.kills.values()) < began + kills and (status := self.session(name, self.fault())[0]):
-            assert status == -signal.SIGKILL, status
+        while sum(self.kills.values()) < began + kills:
+            lost = self.damage(out) if self.random.random() < 0.3 else None
+            status, output = self.session(name, self.fault() if lost is None else self.fault_after_the_start())
+            assert lost is None or f"resume: {lost} cannot be used: " in output, output
+            if not status:
+                break
+            assert status == -signal.SIGKILL, output
         if (out / "unfinished").exists() or not (out / "summary.json").exists():
             status, output = self.session(name, [])
             assert status == 0, output
@@ -154,6 +170,21 @@ class Torture:
             return ["at some time", self.random.uniform(0.2, 3.0)]
         name, fault, holder, attribute, most = self.random.choice(POINTS)
         return [name, fault, holder, attribute, self.random.randint(1, most)]
+
+    def fault_after_the_start(self) -> list[Any]:
+        """One that lets a session say from where it goes on."""
+        return [*POINTS[0][:4], self.random.randint(1, 20)]
+
+    def damage(self, out: Path) -> Path | None:
+        """Damages a file of a run that was cut short; the checkpoint that is lost by it."""
+        name = self.random.choice(list(DAMAGES))
+        pattern, change, loses = DAMAGES[name]
+        goes_on = resume.is_unfinished(out) and not resume.is_read(out)
+        if not goes_on or not (files := sorted(out.glob(pattern))):
+            return None
+        files[-1].write_bytes(change(files[-1].read_bytes()))
+        self.damages[name] += 1
+        return files[-1] if loses else None
 
     def session(self, name: str, fault: list[Any]) -> tuple[int, str]:
         """Begins the run or goes on with it until it ends or is killed; returns its status and what it wrote."""
@@ -224,8 +255,10 @@ class Torture:
             begun = (out / "unfinished/origin.sealed").exists()
             arguments = ["--resume", out] if begun else ["--config", self.root / "run.yaml", "--overwrite", "true"]
             command = [sys.executable, "-m", "dynlight.fit", *map(str, arguments)]
+            self.sessions += 1
             if number == kills:
-                subprocess.run(command, check=True, capture_output=True)
+                done = subprocess.run(command, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr
                 break
             before = set((out / "unfinished").glob("rank*"))
             run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(self.root / "log.txt").open("w"))
@@ -245,7 +278,9 @@ class Torture:
             slowest = max(slowest, time.monotonic() - moment)
         self.compare(whole, out, SAME[:3])
         shutil.rmtree(out)
-        return f"{name}: killed {kills} times, ends as in one; the other process ended within {slowest:.0f} seconds"
+        return (
+            f"{name}: killed {kills} times, ends the same as in one; the other one ended within {slowest:.0f} seconds"
+        )
 
     def fill_the_disk(self) -> str:
         """A run on a disk too small for it ends with one line, and goes on when there is room."""
@@ -284,6 +319,7 @@ def main() -> int:
     parser.add_argument("--kills-of-two", type=int, default=4, help="of a run in two processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--inputs", type=int, default=200, help="that are bad, of every kind")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)
@@ -300,10 +336,27 @@ def main() -> int:
             print(torture.two_processes(settings.kills_of_two))
         if "together" in settings.runs:
             print(torture.fill_the_disk())
-    for point, count in torture.kills.most_common():
-        print(f"{count:4}  {point}")
-    print(f"{sum(torture.kills.values())} kills in {torture.sessions} sessions, {time.monotonic() - began:.0f} seconds")
-    return 0
+        seconds = time.monotonic() - began
+        for point, count in (*torture.kills.most_common(), *torture.damages.most_common()):
+            print(f"{count:4}  {point}")
+        print(
+            f"{sum(torture.kills.values())} kills in {torture.sessions} sessions, {seconds:.0f} seconds, all end the same"
+        )
+        return bad_input(Path(folder) / "inputs", settings.seed, settings.inputs) if settings.inputs else 0
+
+
+def bad_input(folder: Path, seed: int, cases: int) -> int:
+    """Tries inputs of every kind, most of them settings; 1 if one of them ended as none should."""
+    folder.mkdir()
+    began = time.monotonic()
+    others = cases // 4
+    found = fuzz(folder, seed, {"settings": cases - 2 * others, "model": others, "data": others})
+    for fault in found.faults:
+        print(fault, end="\n\n")
+    ends = ", ".join(f"{count} with status {status}" for status, count in sorted(found.ends.items()))
+    seconds = time.monotonic() - began
+    print(f"{cases} bad inputs, {seconds:.0f} seconds: {ends}; {len(found.faults)} not as they should")
+    return 1 if found.faults else 0
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
+from dynlight.checkpoint import Checkpoint, CheckpointPeriod, Signals
 from dynlight.receipt import Receipt
+from dynlight.resume import Origin
 
 MEMORY = 256
 RATE = 0.01
@@ -111,6 +113,7 @@ def adapt(
     lengths: tuple[float, ...] = (1.0,),
     together: int = 1,
     receipt: bool = False,
+    meters: list[Callback] | None = None,
 ) -> Result:
     """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them, without loggers."""
     model = make()
@@ -136,7 +139,7 @@ def adapt(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Records(), *([Receipt()] if receipt else []), clock],
+        callbacks=[*(meters if meters is not None else [Records(), *([Receipt()] if receipt else [])]), clock],
     ).fit(module, stream)
     return module.adapted.nats.clone(), clock.ended - clock.began
 
@@ -265,6 +268,13 @@ def comparisons() -> Iterator[Comparison]:
             plain,
             at_most=1.03,
         )
+    for documents in (1, 12):
+        yield Comparison(
+            f"records and checkpoints: tiny-books, segment 64, {documents} documents: with / without",
+            partial(keep, 38_400 // documents, 64, documents, keeps=True),
+            partial(keep, 38_400 // documents, 64, documents, keeps=False),
+            at_most=1.02,
+        )
     for model, make in (("test model", llama), ("tiny-books", tiny_books)):
         for name, parameters, segment, together, count, bound in (
             ("LoRA", LoRA(rank=8), 32, 16, 640, 3.0),
@@ -334,6 +344,32 @@ def seconds_of_processes(count: int, folder: str) -> float:
     command = [sys.executable, "-m", "dynlight.fit", *(f"--{setting}" for setting in settings.split())]
     subprocess.run(command, capture_output=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads((out / "summary.json").read_text())["seconds"]
+
+
+def keep(count: int, segment: int, together: int, keeps: bool) -> Result:
+    """As many documents at once, with rows, receipt and checkpoints as of `dynlight.fit`, or with none of them.
+
+    A run of this size ends before its first checkpoint, so one is written behind its end, and counted for the share of the
+    default period that the run took.
+    """
+    with tempfile.TemporaryDirectory() as folder, Signals() as signals:
+        receipt, period = Receipt(Path(folder)), CheckpointPeriod()
+        checkpoint = Checkpoint(Path(folder), Origin(), receipt, period, signals)
+        meters = [Records(folder), receipt, checkpoint] if keeps else []
+        written = 0.0
+
+        class Written(Callback):
+            def on_train_end(self, trainer, pl_module):
+                nonlocal written
+                if keeps:
+                    began = time.perf_counter()
+                    checkpoint.save(pl_module)
+                    written = time.perf_counter() - began
+
+        nats, seconds = adapt(
+            tiny_books, count, segment, lengths=(1.0,) * together, together=together, meters=[Written(), *meters]
+        )
+        return nats, seconds * (1 + written / (60 * period.minutes))
 
 
 def two_processes(rounds: int) -> tuple[float, float, float]:
