@@ -24,7 +24,7 @@ from dynlight.durable import sync_to_disk
 from dynlight.receipt import Receipt
 from dynlight.resume import UNFINISHED, Origin, Start, checkpoints
 from dynlight.sealed import seal
-from dynlight.strategies import learns_in_step
+from dynlight.strategies import is_sharded, learns_in_step
 from dynlight.waves import Segment
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class Checkpoint(Callback):
         signals: what tells it to stop.
     """
 
+    is_record = True  # so that one process of those that read the same has it
+
     def __init__(
         self, folder: Path, origin: Origin, receipt: Receipt, period: CheckpointPeriod | None, signals: Signals
     ) -> None:
@@ -124,7 +126,7 @@ class Checkpoint(Callback):
         self._origin.together = trainer.datamodule.together  # type: ignore[attr-defined] # a number by now
         self._segments = trainer.datamodule.skip  # type: ignore[attr-defined]
         self._finished = set() if self.start is None else self.start.finished
-        if learns_in_step(trainer):
+        if learns_in_step(trainer) or is_sharded(trainer):
             self._seconds = None  # of what all processes learn, checkpoints would have to be of the same moment
         self._saved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)

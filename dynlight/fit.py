@@ -71,8 +71,8 @@ around them
   rates             learning rates that each learn from every document
   mixture           how they predict together: switching; {}: no rate is needed
   trainer           Lightning's Trainer: accelerator, devices, precision,
-                    strategy (several: document_parallel), num_nodes, logger,
-                    callbacks
+                    strategy (several: document_parallel; a model larger than
+                    one: model_parallel), num_nodes, logger, callbacks
   on_failure        of a document whose numbers go wrong: stop; static: the
                     unlearned weights read it to its end
   checkpoint        minutes between two checkpoints; null: none
@@ -194,7 +194,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
         origin.check_documents(folder, choices.data.loaded)
         checkpoint.start = find_start(folder, origin, choices.data, choices.context, choices.reset.every, trainer)
     else:
-        origin.begin(choices.data, trainer.world_size)
+        origin.begin(choices.data, strategies.share_of(trainer)[1])
     seed_everything(config.seed, verbose=False)
     module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
     try:
@@ -206,6 +206,11 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
         if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
             sys.exit(2)  # process 0 says why
         _release(error, module, trainer)
+        if strategies.is_sharded(trainer):
+            raise ValueError(
+                f"trainer.devices must be as many as the parts of the model, its gradients and the optimizer's state fit "
+                f"on, got {trainer.world_size}, where memory ran out; choose more, LoRA, or a shorter context.segment"
+            ) from error
         raise together.does_not_fit(choices.data.together, make_trial) from error
     except BaseException as error:
         if isinstance(trainer.strategy, strategies.DocumentParallel) and not trainer.is_global_zero:
@@ -248,9 +253,9 @@ def on_one_device(settings: Namespace) -> Namespace:
     Raises:
         ValueError: if they do, as all processes learn one set of weights.
     """
-    if settings.strategy not in ("auto", "document_parallel"):
+    if settings.strategy not in ("auto", "document_parallel", "model_parallel"):
         raise ValueError(
-            f"trainer.strategy must be auto or document_parallel to be read again, got {settings.strategy}"
+            f"trainer.strategy must be auto, document_parallel or model_parallel to be read again, got {settings.strategy}"
         )
     return Namespace(**(settings.as_dict() | {"strategy": "auto", "devices": 1, "num_nodes": 1}))
 

@@ -219,6 +219,8 @@ class FlopsLogger(Callback):
         resumes: whether the run goes on where it was cut short.
     """
 
+    is_record = True  # so that one process of those that read the same has it
+
     def __init__(self, folder: Path | None = None, resumes: bool = False) -> None:
         self._file = None if folder is None else folder / "rows/points.jsonl"
         self._resumes = resumes

@@ -30,7 +30,8 @@ from dynlight.mixture import Mixture
 from dynlight.parameters import All, Parameters
 from dynlight.reset import ResetWeights
 from dynlight.schedule import UpdateFrequency
-from dynlight.strategies import GradientAverage, check_strategy, learns_in_step
+from dynlight.sharded import Sharded, check_sharded, shard
+from dynlight.strategies import GradientAverage, check_strategy, is_sharded, keeps_records, learns_in_step
 from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, usual_rates
 from dynlight.waves import Segment
 from dynlight.weights import InPlace, Memory, Stacked
@@ -160,12 +161,20 @@ class DynamicEvaluation(LightningModule):
         in_step: list[Callback] = [GradientAverage()] if learns_in_step(self.trainer) else []
         return [self.reset_choice, self.schedule, *in_step]
 
+    def configure_model(self) -> None:
+        """Leaves this process its part of the weights, where they are to lie on several devices."""
+        if is_sharded(self.trainer):
+            _ = self.flop_counter  # it makes its outline of the model, which is whole until now
+            assert self.device_mesh is not None, "Lightning has set it"
+            shard(self.model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> list[Optimizer]:
         """An optimizer for each expert's learned weights, which are where they will stay (the model has been moved)."""
         together = getattr(self.trainer.datamodule, "together", 1)  # type: ignore[attr-defined]
         rows = max(1, len(self.updates))
+        in_place = Sharded if is_sharded(self.trainer) else InPlace
         self.weights = (
-            InPlace(self.model, self.context)
+            in_place(self.model, self.context)
             if together == 1 and self.mixture is None
             else Stacked(self.model, self.context, together, rows)
         )
@@ -179,10 +188,15 @@ class DynamicEvaluation(LightningModule):
 
     def setup(self, stage: str) -> None:
         self.check(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if not keeps_records(self.trainer):
+            others = [each for each in self.trainer.callbacks if not getattr(each, "is_record", False)]  # type: ignore[attr-defined]
+            self.trainer.callbacks = others  # type: ignore[attr-defined]
 
     def check(self, trainer: Trainer, data: Any) -> None:
         """Raises ValueError where this trainer or these documents cannot be read; a model without data is enough."""
         check_strategy(trainer, self.reset_choice.every, learns=bool(self.updates))
+        if is_sharded(trainer):
+            check_sharded(self, getattr(data, "together", 1))
         if self.mixture is not None and learns_in_step(trainer):
             raise ValueError(
                 f"trainer.strategy must be document_parallel or auto with rates or a mixture, got "

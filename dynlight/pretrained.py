@@ -84,12 +84,15 @@ class Pretrained:
         """
         config = self.config()
         with self._found("pretrained"), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self._dtype,
                 attn_implementation=self._attention,
                 trust_remote_code=self._source["trust_remote_code"],
             )
+        if self._compile:
+            model.compile()  # at a first call, which never comes
+        return model
 
     def load(self) -> PreTrainedModel:
         """The model with its weights.

@@ -28,6 +28,8 @@ class DocumentProgress(ProgressBar):
         seconds: the least time between two refreshes on a terminal.
     """
 
+    is_record = True  # so that one process of those that read the same has it
+
     def __init__(self, seconds: float = 0.2) -> None:
         super().__init__()
         self._seconds = seconds

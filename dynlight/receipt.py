@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dynlight.durable import sync_to_disk, write_text
 from dynlight.sealed import DamagedError
-from dynlight.strategies import board_of
+from dynlight.sharded import Sharded, whole
+from dynlight.strategies import board_of, keeps_records
 from dynlight.waves import Segment, waves
 from dynlight.weights import InPlace, Stacked, as_index
 
@@ -77,7 +78,8 @@ class Receipt(Callback):
         }
         self._link = first_link(self.contents)
         self._board = board_of(trainer)
-        if self.folder is not None:
+        self._keeps_records = keeps_records(trainer)
+        if self.folder is not None and self._keeps_records:
             ledger = ledger_of(self.folder, self._board.rank)
             ledger.parent.mkdir(parents=True, exist_ok=True)
             # Each row at once: a killed process leaves none behind, and a write costs less than a digest.
@@ -101,7 +103,7 @@ class Receipt(Callback):
         state = _state(pl_module)
         after = digests(pl_module, batch.rows) if score.updates or state != self._seen else self._before
         self._after, self._seen = after, state
-        for row in score.rows:
+        for row in score.rows if self._keeps_records else ():
             commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
             commit += [score.sums[row], self._before[row], after[row]]
             self._add(commit)
@@ -180,6 +182,10 @@ def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
     documents = range(rows.start, rows.stop)
     if not learned:
         return [hash_of(b"")[:16] for _ in documents]
+    if isinstance(weights, Sharded):
+        starts = zip(learned, weights.starts, strict=True)
+        sums = weights.over_all(torch.cat([_sums_of_bits(part.flatten()[None], start) for part, start in starts]))
+        return [hash_of(sums.cpu().numpy().tobytes())[:16]]
     if isinstance(weights, InPlace):
         sums = torch.cat([_sums_of_bits(weight.reshape(1, -1)) for weight in learned]).view(1, -1)
         return [hash_of(sums.cpu().numpy().tobytes())[:16]]
@@ -197,10 +203,13 @@ def _state(pl_module: "DynamicEvaluation") -> list[tuple[int, int]] | None:
     return [(weight.data_ptr(), weight._version) for weight in pl_module.weights.learned]
 
 
-def _sums_of_bits(weight: Tensor) -> Tensor:
-    """Σ of each row's bits as 64-bit integers, int64 [rows]; learned weights are fp32, two to an integer."""
-    if weight.shape[1] % 2:
-        weight = torch.nn.functional.pad(weight, (0, 1))
+def _sums_of_bits(weight: Tensor, start: int = 0) -> Tensor:
+    """Σ of each row's bits as 64-bit integers, int64 [rows]; learned weights are fp32, two to an integer.
+
+    Of the part of a weight that begins at its number `start`, what it adds to the sum over the whole.
+    """
+    if start % 2 or weight.shape[1] % 2:
+        weight = torch.nn.functional.pad(weight, (start % 2, (start + weight.shape[1]) % 2))
     integers = weight.contiguous().view(torch.int64)
     if integers.device.type == "cpu":
         # numpy adds in one thread: torch's many wait for each other longer than they add, where cores are shared.
@@ -218,7 +227,7 @@ def hash_of_weights(weights: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         found.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
-        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(whole(weight).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -70,6 +70,8 @@ class Records(Callback):
         resumes: whether the rows that are there belong to this run, which goes on.
     """
 
+    is_record = True  # so that one process of those that read the same has it
+
     def __init__(
         self, folder: str | Path | None = None, settings: dict[str, Any] | None = None, resumes: bool = False
     ) -> None:
@@ -156,10 +158,12 @@ class Records(Callback):
             "experts": _describe_experts(pl_module) if pl_module.mixture is not None else None,
             "seconds": time.perf_counter() - self._began,
             "peak_memory_bytes": max(process["peak_memory_bytes"] for process in processes),
-            "processes": len(processes),
+            "processes": trainer.world_size,
             "together": getattr(trainer.datamodule, "together", 1),  # type: ignore[attr-defined]
             "parameters": sum(weight.numel() for weight in pl_module.model.parameters()),
-            "learned_parameters": sum(weight.numel() for weight in pl_module.weights.initial),
+            "learned_parameters": sum(
+                weight.numel() for weight in pl_module.model.parameters() if weight.requires_grad
+            ),
             "device": str(pl_module.device),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("dynlight", "torch", "lightning", "transformers", "peft")},

@@ -23,6 +23,7 @@ from dynlight.documents import Document, DocumentStream
 from dynlight.parts import Parts
 from dynlight.receipt import check_ledger, hash_of_documents, ledger_of, ledgers, read_ledger
 from dynlight.sealed import DamagedError, seal, unseal
+from dynlight.strategies import is_sharded, share_of
 from dynlight.waves import Wave, count_segments
 
 if TYPE_CHECKING:
@@ -208,18 +209,18 @@ def find_start(
 
     Changes `origin` where waves have to be made anew.
     """
-    parts, rank, ranks = Parts(folder / "rows"), trainer.global_rank, trainer.world_size
+    parts, (rank, ranks) = Parts(folder / "rows"), share_of(trainer)
     if (stream.together, ranks) != (origin.together, origin.ranks):
         origin.done = sorted(_whole(folder, parts, stream.loaded) if every == "document" else [])
         origin.together, origin.ranks = stream.together, ranks
     stream.done = set(origin.done)
     reads = stream.share(rank, ranks)
     # Where all processes learn one set of weights, their checkpoints would have to be of the same moment.
-    in_step = every == "never" and ranks > 1
+    in_step = (every == "never" and ranks > 1) or is_sharded(trainer)
     start = None if in_step else _from_checkpoint(folder, parts, origin, reads, rank)
     start = start or _from_a_wave(folder, parts, origin, reads, context, every)
     stream.skip = start.skip
-    if start.state is None and rank == 0:
+    if start.state is None and trainer.is_global_zero:
         kept = len(start.finished) + len(origin.done)
         say(f"{kept} of {len(stream.loaded)} documents are kept, and the others read from their start")
     return start

@@ -1,8 +1,9 @@
-"""Strategies: several processes, each with its own documents.
+"""Strategies: several processes, each with its own documents, or with its part of one model.
 
 trainer.strategy    learned weights                     goes with
 document_parallel   each process adapts its own         reset.every document
 ddp                 one set, which all learn in step    reset.every never
+model_parallel      one set, a part of it in each       data.together 1
 """
 
 import os
@@ -17,7 +18,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -129,10 +130,32 @@ class _Launcher(_SubprocessScriptLauncher):
                 process.kill()
 
 
+class ModelParallel(ModelParallelStrategy):
+    """All devices adapt the same document, each with its part of every weight (`sharded.py`).
+
+    Args:
+        settings: `timeout` and `process_group_backend` of Lightning's ModelParallelStrategy.
+    """
+
+    strategy_name = "model_parallel"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, **settings)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def on_exception(self, exception: BaseException) -> None:
+        if self.launcher is not None:  # the others would wait for this one's part
+            self.launcher.kill(signal.SIGKILL)
+
+
 def register() -> None:
-    """Makes `document_parallel` known to Lightning by name."""
-    if DocumentParallel.strategy_name not in StrategyRegistry:
-        StrategyRegistry.register(DocumentParallel.strategy_name, DocumentParallel, DocumentParallel.__doc__)
+    """Makes `document_parallel` and `model_parallel` known to Lightning by name."""
+    for strategy in (DocumentParallel, ModelParallel):
+        if strategy.strategy_name not in StrategyRegistry:
+            StrategyRegistry.register(strategy.strategy_name, strategy, strategy.__doc__)
 
 
 class GradientAverage(Callback):
@@ -222,12 +245,12 @@ def check_strategy(trainer: Trainer, every: str, learns: bool) -> None:
     if learns_in_step(trainer) and learns and every == "never":
         _check_hook(strategy)
         return
-    if isinstance(strategy, SingleDeviceStrategy | DocumentParallel):
+    if isinstance(strategy, SingleDeviceStrategy | DocumentParallel | ModelParallel):
         return
     if not isinstance(strategy, DDPStrategy):
         raise ValueError(
-            f"trainer.strategy must be auto, document_parallel or ddp, got {type(strategy).__name__}; weights that lie in "
-            "parts on several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA"
+            f"trainer.strategy must be auto, document_parallel, ddp, or model_parallel for a model larger than one "
+            f"device, got {type(strategy).__name__}"
         )
     reason = "would average the gradients of different documents" if learns else "needs gradients to average"
     raise ValueError(
@@ -257,8 +280,26 @@ def learns_in_step(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DocumentParallel)
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether the weights lie in parts on all devices, which read the same documents."""
+    return isinstance(trainer.strategy, ModelParallel)
+
+
+def share_of(trainer: Trainer) -> tuple[int, int]:
+    """Which share of the documents this process reads, and of how many."""
+    return (0, 1) if is_sharded(trainer) else (trainer.global_rank, trainer.world_size)
+
+
+def keeps_records(trainer: Trainer) -> bool:
+    """Whether this process writes down what it read; where all read the same, the first does."""
+    return trainer.is_global_zero or not is_sharded(trainer)
+
+
 def board_of(trainer: Trainer) -> Board:
-    """A board on which the processes of this run tell each other what they did; all are to ask for it."""
+    """A board on which the processes of this run tell each other what they did; all are to ask for it.
+
+    Those that read the same have nothing to tell, so each has one to itself.
+    """
     if isinstance(trainer.strategy, DocumentParallel):
         return trainer.strategy.board
     if learns_in_step(trainer):

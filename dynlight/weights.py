@@ -3,8 +3,8 @@
 Two ways behind one interface (`learned`, `experts`, `memory`, `rows`, `score`, `score_static`, `clip_gradients`, `step`,
 `reset`):
 
-- `InPlace`: the model's own parameters learn, one document at a time; works with any model, `torch.compile` and
-  sharding.
+- `InPlace`: the model's own parameters learn, one document at a time; works with any model and `torch.compile`. Where
+  they lie in parts on several devices it is `Sharded` (`sharded.py`).
 - `Stacked`: an axis of rows in front of every learned weight, for many documents at once, or one document learned from
   at many rates; frozen weights are shared.
 """

@@ -1,7 +1,10 @@
 """Callbacks that tests put into one process of several."""
 
+import gc
+import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +12,11 @@ import torch
 from lightning.pytorch import Callback
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.tensor import DTensor
 
 
 class FailIn(Callback):
-    """Fails in process `rank` at the segment with this number, and leaves a file that says when."""
+    """Fails once, in process `rank` at the segment with this number, and leaves a file that says when."""
 
     def __init__(self, rank: int, how: Literal["bug", "kill"] = "bug", segment: int = 2) -> None:
         self.rank = rank
@@ -20,7 +24,7 @@ class FailIn(Callback):
         self.segment = segment
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank == self.rank and batch_idx == self.segment:
+        if trainer.global_rank == self.rank and batch_idx == self.segment and not Path("failed").exists():
             Path("failed").touch()
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -65,3 +69,28 @@ class CountBytes(Callback):
         torch.distributed.all_reduce = self._all_reduce
         if trainer.is_global_zero:
             Path(self.file).write_text(str(self._sent))
+
+
+class CountHeld(Callback):
+    """Counts the bytes that this process holds of weights, of θ0, and of optimizer state, and leaves them in a file."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.file = f"{folder}/{name}"
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        gc.collect()
+        states = [state for each in pl_module.optimizer_of_each_expert for state in each.state.values()]
+        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        held = {
+            "weights": _bytes(pl_module.model.parameters()),
+            "initial": _bytes(pl_module.weights.initial),
+            "optimizer": _bytes(tensors),
+            "all": _bytes(each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)),
+        }
+        Path(f"{self.file}.{trainer.global_rank}.{trainer.world_size}.held").write_text(json.dumps(held))
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    parts = (each.to_local() if isinstance(each, DTensor) else each for each in tensors)
+    storages = (part.untyped_storage() for part in parts if part.device.type != "meta")
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -45,6 +45,9 @@ def hooked(hook):
     return {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"ddp_comm_hook": hook}}
 
 
+PARTS = {"trainer.strategy": "model_parallel", "trainer.devices": 2}
+
+
 def model(name):
     return {"model.pretrained": f"LIBRARY/{name}"}
 
@@ -445,10 +448,36 @@ KNOWN_BEFORE_LOADING = {
         "trainer.strategy must send all gradients at once with PowerSGD on CPU, where several parts would wait for each "
         "other, got no bucket_cap_mb; set trainer.strategy.init_args.bucket_cap_mb: 1000",
     ),
-    "sharded weights": (
+    "weights in parts of another kind": (
         at("trainer.strategy", {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}),
-        "trainer.strategy must be auto, document_parallel or ddp, got ModelParallelStrategy; weights that lie in parts on "
-        "several devices can't be reset here, so for a large model set model.dtype: bfloat16 and LoRA",
+        "trainer.strategy must be auto, document_parallel, ddp, or model_parallel for a model larger than one device, got "
+        "ModelParallelStrategy",
+    ),
+    "parts, and documents together": (
+        PARTS | at("data.together", 2),
+        "data.together must be 1 with trainer.strategy model_parallel, in which all devices adapt one document, got 2",
+    ),
+    "parts, and as many documents as fit": (
+        PARTS | at("data.together", "auto"),
+        "data.together must be 1 with trainer.strategy model_parallel, in which all devices adapt one document, got auto",
+    ),
+    "parts of a mixture": (
+        PARTS | {"mixture": {}, "update": None},
+        "trainer.strategy must be document_parallel or auto with rates or a mixture, got model_parallel, which keeps one "
+        "set of weights",
+    ),
+    "a rule for whole weights": (
+        PARTS | update("Adafactor"),
+        "update.class_path must be a rule that treats each weight by itself with trainer.strategy model_parallel, where "
+        "none is whole, got Adafactor; choose SGD, Adam, AdamW or RMSprop",
+    ),
+    "statistics of whole weights": (
+        PARTS | rms(),
+        "update.class_path must be a rule that treats each weight by itself ..., got RMSDynamic; choose SGD, Adam, ...",
+    ),
+    "parts that are compiled": (
+        PARTS | at("model.compile", True),
+        "model.compile must be false with trainer.strategy model_parallel, got true",
     ),
     "no strategy": (at("trainer.strategy", "abacus"), "trainer.strategy must be what Lightning can run here, got ..."),
     # Many rates
