@@ -25,6 +25,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     for axis, (model, own) in zip(panels[0], rungs, strict=True):
         found = results.totals(own, ["context", "role"])
         found["window"] = found.context.map(window_of)
+        found = found.sort_values("window")
         for role, color in (("static", pictures.STATIC), ("adapted", pictures.ADAPTED)):
             line = found[found.role == role]
             axis.plot(line.window, line.bits_per_byte, "o-", color=color, label=role)
@@ -37,7 +38,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Each rung and window beside its controls."""
     found = results.beside_controls(rows, BY)
     found["context"] = [window_of(context) for _, context in rows[BY].drop_duplicates().itertuples(index=False)]
-    return found.rename(columns={"model.pretrained": "model", "context": "window"})
+    found = found.rename(columns={"model.pretrained": "model", "context": "window"})
+    rungs = {rung: place for place, rung in enumerate(RUNGS)}
+    return found.sort_values(["model", "window"], key=lambda own: own.map(rungs) if own.name == "model" else own)
 
 
 def short_against_long(rows: pd.DataFrame) -> dict[str, tuple[float, float | None, float | None]]:
