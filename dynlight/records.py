@@ -245,7 +245,7 @@ class _Rows:
             self.document.index,
             cut.index,
             cut.start,
-            cut.stop - cut.start,
+            score.segment.tokens[row],
             score.segment.bytes[row],
             score.sums[row],
             None if score.static_sums is None else score.static_sums[row],
@@ -266,27 +266,29 @@ class _Rows:
 
     def _experts(self, score: "Score", row: int) -> list[tuple[Any, ...]]:
         assert score.experts is not None, "only a mixture has them"
-        nats, shares = score.experts.nats[:, row].astype(np.float64).sum(axis=1), score.experts.shares[:, row]
-        cut = score.segment.cut
+        shares, columns = score.experts.shares[:, row], score.segment.scored[row]
+        nats = score.experts.nats[:, row, columns].astype(np.float64).sum(axis=1)
+        index, tokens = score.segment.cut.index, score.segment.tokens[row]
         return [
-            (self.document.index, cut.index, expert, cut.stop - cut.start, nats[expert], shares[expert])
-            for expert in range(len(nats))
+            (self.document.index, index, expert, tokens, nats[expert], shares[expert]) for expert in range(len(nats))
         ]
 
     def _tokens(self) -> pa.Table:
-        cuts = [score.segment.cut for score, _, _ in self._held]
-        start, stop = cuts[0].start, cuts[-1].stop
-        nats = torch.cat([score.nats[row] for score, _, row in self._held]).cpu().numpy()
-        static = [score.static_nats[row] for score, _, row in self._held if score.static_nats is not None]
+        held = [(score, row, score.segment.scored[row]) for score, _, row in self._held]
+        cuts = [(score.segment.cut.index, score.segment.tokens[row]) for score, row, _ in held]
+        start = held[0][0].segment.cut.start
+        stop = start + sum(tokens for _, tokens in cuts)
+        nats = torch.cat([score.nats[row, columns] for score, row, columns in held]).cpu().numpy()
+        static = [score.static_nats[row, columns] for score, row, columns in held if score.static_nats is not None]
         columns = [
             pa.array([self.document.index] * (stop - start), pa.int32()),
             pa.array(range(start, stop), pa.int64()),
-            pa.array([cut.index for cut in cuts for _ in range(cut.stop - cut.start)], pa.int32()),
+            pa.array([index for index, tokens in cuts for _ in range(tokens)], pa.int32()),
             pa.array(self.document.pieces(start, stop), pa.string()),
             pa.array(nats, pa.float32()),
             pa.array(torch.cat(static).cpu().numpy(), pa.float32()) if static else pa.nulls(stop - start, pa.float32()),
         ]
-        by_expert = [score.experts.nats[:, row].T for score, _, row in self._held if score.experts is not None]
+        by_expert = [score.experts.nats[:, row, columns].T for score, row, columns in held if score.experts is not None]
         if by_expert:
             columns.append(pa.array(list(np.concatenate(by_expert)), pa.list_(pa.float32())))
         return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
