@@ -1,5 +1,6 @@
 """What makes a score valid: no peeking, nothing left out, static is static, nothing survives a reset."""
 
+import weakref
 from functools import partial
 from itertools import accumulate
 
@@ -9,7 +10,7 @@ from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
 from running import document, random_tokens, run
 
-from dynlight import All, LoRA, Matching, Overlapping, ResetWeights, TransformerXL, UpdateFrequency
+from dynlight import All, LoRA, Matching, Overlapping, Records, ResetWeights, TransformerXL, UpdateFrequency
 from dynlight.waves import NOT_SCORED, SegmentStream, waves
 
 SEGMENT = 16
@@ -215,6 +216,24 @@ def test_a_document_whose_nats_are_not_finite_stops_alone(context):
     assert torch.equal(torch.cat(found.nats[1]), torch.cat(alone.nats[0]))
     lengths = list(accumulate(len(nats) for nats in found.nats[0]))
     assert int(found.module.adapted.tokens) == lengths[-1] + 64
+
+
+class Watch(Callback):
+    """Notes how many scores there are after each segment."""
+
+    def __init__(self):
+        self.scores, self.counts = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.scores.append(weakref.ref(pl_module.score))
+        self.counts.append(sum(score() is not None for score in self.scores))
+
+
+@pytest.mark.parametrize("choices", [{}, {"update": torch.optim.SGD, "rates": [0.01, 0.1]}], ids=["plain", "rates"])
+def test_no_score_is_held_longer_than_its_segment(choices):
+    watch = Watch()
+    run(tiny(), [random_tokens(160, 15)], TransformerXL(SEGMENT, 24), [Records(), watch], **(LEARN | choices))
+    assert watch.counts == [1] * 10
 
 
 class PoisonAtSegment(Callback):
