@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, Trainer
 
 from dynlight.documents import Document
 from dynlight.durable import draft_of, write_text
-from dynlight.parts import GROUP, Part, Parts
+from dynlight.parts import HELD, Part, Parts
 from dynlight.report import documents_table
 from dynlight.strategies import board_of
 from dynlight.waves import Segment
@@ -132,7 +132,7 @@ class Records(Callback):
             if score is not None and row in score.rows:
                 rows.add(score, said, pl_module.flop_counter.count(score, row), row)
             rows.is_last = document in batch.finished
-            if rows.is_last or rows.stop % GROUP == 0:
+            if rows.is_last or rows.stop % HELD == 0:
                 self._write(rows)
             if rows.is_last:
                 del self._rows[document.index], self._written[document.index]
@@ -151,6 +151,7 @@ class Records(Callback):
                     for table in self.parts.tables(document.index, name):
                         if len(table):  # none of a document that failed at once
                             writer.write_table(table)
+                        pa.default_memory_pool().release_unused()  # else it keeps more after each table
         run = self._settings | {
             "documents": [_describe(document, failures.get(document.index)) for document in documents],
             "protocol": pl_module.protocol,
@@ -223,7 +224,7 @@ class _Rows:
         stop = self._tokens + score.segment.tokens[row]
         for name, values in said.items():
             if name not in self._said:
-                room = min(GROUP * values.shape[1], len(self.document) - cut.start)
+                room = min(HELD * values.shape[1], len(self.document) - cut.start)
                 self._said[name] = np.empty((room, *values.shape[2:]), np.float32)
             # Copied: what is kept of each segment by itself would leave holes in memory that the next doesn't fit into.
             self._said[name][self._tokens : stop] = values[row, columns]
