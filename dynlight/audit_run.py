@@ -206,8 +206,8 @@ class Collect(Callback):
             return
         for row in score.rows:
             index = batch.documents[row].index
-            self.nats.setdefault(index, []).extend(score.nats[row].tolist())
-            self.tokens.setdefault(index, []).extend(batch.targets[row].tolist())
+            self.nats.setdefault(index, []).extend(score.nats[row, batch.scored[row]].tolist())
+            self.tokens.setdefault(index, []).extend(batch.targets[row, batch.scored[row]].tolist())
             self.bytes[index] = self.bytes.get(index, 0) + batch.bytes[row]
 
 

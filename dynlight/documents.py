@@ -29,6 +29,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dynlight.context import Context
 from dynlight.strategies import board_of, learns_in_step
 from dynlight.waves import SegmentStream, Wave, count_segments, deal, waves
 
@@ -287,17 +288,17 @@ class DocumentStream(LightningDataModule):
         """The segments of this process's documents, wave after wave, in the order of scoring and learning."""
         assert self.trainer is not None and self.together != "auto", "setup has been called"
         board = board_of(self.trainer)
-        shares = [self.share(rank, board.ranks) for rank in range(board.ranks)]
         context = self._module.context
+        shares = [self.share(rank, board.ranks, context) for rank in range(board.ranks)]
         rounds = max(count_segments(share, context) for share in shares) if learns_in_step(self.trainer) else 0
         # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
-        return SegmentStream(shares[board.rank], context, rounds, self.skip)
+        return SegmentStream(shares[board.rank], context, rounds, self.skip, fills=self.together > 1)
 
-    def share(self, rank: int, ranks: int) -> list[Wave]:
+    def share(self, rank: int, ranks: int, context: Context) -> list[Wave]:
         """The waves that one of several processes reads, of all documents that are still to be read."""
         assert self.together != "auto", "it is a number by now"
         documents = [document for document in self.loaded if document.index not in self.done]
-        return waves(deal(documents, ranks)[rank], self.together)
+        return waves(deal(documents, ranks)[rank], context, self.together)
 
     @property
     def _module(self) -> Any:

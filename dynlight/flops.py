@@ -253,8 +253,8 @@ class FlopsLogger(Callback):
             self._read.add(self._running.pop(failed), sign=-1)
         if (score := pl_module.score) is None:
             return
-        self._axes["tokens"] += len(score.rows) * score.nats.shape[1]
         for row in score.rows:
+            self._axes["tokens"] += score.segment.tokens[row]
             flops = pl_module.flop_counter.count(score, row)
             self._axes["flops"] += flops.total
             self._costs["update_flops"] += flops.update
@@ -304,7 +304,7 @@ class FlopsLogger(Callback):
         segment, finished = _Sums(), score.segment.finished
         for row in score.rows:
             document = score.segment.documents[row]
-            part = _Sums(score.sums[row], static[row], score.nats.shape[1], score.segment.bytes[row])
+            part = _Sums(score.sums[row], static[row], score.segment.tokens[row], score.segment.bytes[row])
             segment.add(part)
             self._running.setdefault(document.index, _Sums()).add(part)
             if document in finished:
@@ -375,11 +375,10 @@ def _without_data(model: nn.Module) -> Any:
 def _empty_segment(context: int, scored: int) -> Segment:
     return Segment(
         documents=(),
-        rows=slice(0, 1),
-        running=1,
         cut=Cut(0, 0, scored, context),
         inputs=torch.empty(1, context + scored, dtype=torch.int64, device="meta"),
         targets=torch.empty(1, scored, dtype=torch.int64, device="meta"),
+        scored=(slice(0, scored),),
         bytes=(),
     )
 

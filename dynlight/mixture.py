@@ -42,15 +42,18 @@ class Mixture:
         """The logarithms of w_1, float64 [E, D]."""
         return np.full((experts, documents), -math.log(experts))
 
-    def predict(self, log_weights: np.ndarray, nats: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(
+        self, log_weights: np.ndarray, nats: np.ndarray, is_scored: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nats of the mixture on a segment, from those of its experts.
 
         Args:
             log_weights: ln w before the segment, [E, D]; −inf for an expert that has failed.
             nats: of each expert, [E, D, S]; an expert that fails is not finite from some token on.
+            is_scored: whether there is a token, bool [D, S]; None: everywhere. Elsewhere nothing changes.
 
         Returns:
-            nats: float64 [D, S]; not finite where no expert is left.
+            nats: float64 [D, S]; not finite where no expert is left, 0 where there is no token.
             shares: each expert's mean weight over the segment, float64 [E, D].
             log_weights: ln w after the segment, float64 [E, D].
         """
@@ -59,17 +62,20 @@ class Mixture:
         healthy = was_healthy & np.logical_and.accumulate(np.isfinite(chances), axis=2)  # up to and with this token
         fit = np.concatenate([was_healthy, healthy[:, :, :-1]], axis=2) & ~np.isnan(chances)
         chances = np.where(fit, chances, -np.inf)
-        mixed = np.empty(nats.shape[1:])
+        is_scored = np.ones(nats.shape[1:], dtype=bool) if is_scored is None else is_scored
+        mixed = np.zeros(nats.shape[1:])
         shares = np.zeros(nats.shape[:2])
         with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 is −∞; without an expert left, all is NaN
             for t in range(nats.shape[2]):
-                log_weights = np.where(fit[:, :, t], log_weights, -np.inf)
-                log_weights = log_weights - _log_sum(log_weights)
-                shares += np.exp(log_weights)
-                joint = log_weights + chances[:, :, t]
-                mixed[:, t] = _log_sum(joint)
-                log_weights = self._share(joint - mixed[:, t], healthy[:, :, t])
-        return -mixed, shares / max(1, nats.shape[2]), log_weights
+                here = is_scored[:, t]
+                now = np.where(fit[:, :, t], log_weights, -np.inf)
+                now -= _log_sum(now)
+                joint = now + chances[:, :, t]
+                chance = _log_sum(joint)
+                shares += np.where(here, np.exp(now), 0.0)
+                mixed[:, t] = np.where(here, -chance, 0.0)
+                log_weights = np.where(here, self._share(joint - chance, healthy[:, :, t]), log_weights)
+        return mixed, shares / np.maximum(1, is_scored.sum(axis=1)), log_weights
 
     def _share(self, log_weights: np.ndarray, healthy: np.ndarray) -> np.ndarray:
         if not self.switching:

@@ -33,7 +33,7 @@ from dynlight.schedule import UpdateFrequency
 from dynlight.sharded import Sharded, check_sharded, shard
 from dynlight.strategies import GradientAverage, check_strategy, is_sharded, keeps_records, learns_in_step
 from dynlight.updates import RMSDynamic, Update, experts, make_optimizers, new_optimizer, usual_rates
-from dynlight.waves import Segment
+from dynlight.waves import NOT_SCORED, Segment
 from dynlight.weights import InPlace, Memory, Stacked
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class ExpertScores:
     """What each expert, of those that a mixture is made of, said of a segment: the static model first, if it is one."""
 
-    nats: np.ndarray  # float32 [E, D, S]; NaN where an expert has failed
+    nats: np.ndarray  # float32 [E, D, S], the columns of the segment; NaN where an expert has failed
     shares: np.ndarray  # float64 [E, D], each expert's mean weight in the mixture over the segment
     learners: np.ndarray  # bool [learning experts, D], those that read the segment
 
@@ -55,7 +55,7 @@ class Score:
 
     segment: Segment
     rows: list[int]  # the rows that count: those of documents that have not failed
-    nats: Tensor  # fp32 [D, S]; of a mixture float64
+    nats: Tensor  # fp32 [D, S], the columns of the segment: 0 in those not scored; of a mixture float64
     static_nats: Tensor | None  # fp32 [D, S]
     sums: list[float]  # nats of each row, summed in float64
     static_sums: list[float] | None
@@ -328,8 +328,8 @@ class DynamicEvaluation(LightningModule):
         if segment.is_first:
             self.weights.memory = self.weights.static_memory = None
         if self._running(segment):
-            with self.weights.rows(segment, self.optimizer_of_each_expert):
-                self._score_and_learn(segment)
+            self.weights.narrow(len(segment.documents), self.optimizer_of_each_expert)
+            self._score_and_learn(segment)
 
     def _score_and_learn(self, segment: Segment) -> None:
         began = self._now()
@@ -357,7 +357,7 @@ class DynamicEvaluation(LightningModule):
         )
         self._sum(self.score)
         if self.mixture is not None:
-            self._drop_failed_experts(segment, by_expert)
+            self._drop_failed_experts(by_expert)
         else:
             self._mark_not_finite(segment, finite)
 
@@ -403,16 +403,16 @@ class DynamicEvaluation(LightningModule):
         if self.mixture is None:
             return nats, None
         assert isinstance(self.weights, Stacked), "a mixture has a row for each expert"
-        documents, scored = segment.targets.shape
-        by_expert = nats.new_full((len(self.updates), documents, scored), float("nan"))
+        documents, columns = segment.targets.shape
+        by_expert = nats.new_full((len(self.updates), documents, columns), float("nan"))
         experts, rows = np.array(self.weights.owners, dtype=np.int64).reshape(-1, 2).T
-        rows = rows - segment.rows.start
         by_expert[experts, rows] = self._without_spoiled(segment, nats)
         if static_nats is not None:
             by_expert = torch.cat([static_nats[None], by_expert])
         found = by_expert.cpu().numpy()
-        mixed, shares, after = self.mixture.predict(self._log_weights[:, segment.rows], found)
-        self._log_weights[:, segment.rows] = after
+        is_scored = (segment.targets != NOT_SCORED).cpu().numpy()
+        mixed, shares, after = self.mixture.predict(self._log_weights[:, :documents], found, is_scored)
+        self._log_weights[:, :documents] = after
         learners = np.zeros((len(self.updates), documents), dtype=bool)
         learners[experts, rows] = True
         return torch.from_numpy(mixed), ExpertScores(found, shares, learners)
@@ -430,11 +430,9 @@ class DynamicEvaluation(LightningModule):
         if self.mixture is not None:
             self._log_weights = self.mixture.prior(len(self.updates) + self.has_static_expert, documents)
 
-    def _drop_failed_experts(self, segment: Segment, scores: ExpertScores | None) -> None:
-        """Takes out the rows whose nats are not finite; documents that end here leave by themselves."""
+    def _drop_failed_experts(self, scores: ExpertScores | None) -> None:
+        """Takes out the rows whose nats are not finite."""
         assert isinstance(self.weights, Stacked) and scores is not None, "a mixture has a row for each expert"
-        if segment.rows.start > 0:
-            return
         failed = ~np.isfinite(scores.nats[self.has_static_expert :]).all(axis=2)
         if rows := [row for row, owner in enumerate(self.weights.owners) if failed[owner]]:
             self.weights.drop(rows, self.optimizer_of_each_expert)
@@ -467,7 +465,7 @@ class DynamicEvaluation(LightningModule):
             self.unlearned.pop(index, None)
 
     def _sum(self, score: Score) -> None:
-        tokens = len(score.rows) * score.nats.shape[1]
+        tokens = sum(score.segment.tokens[row] for row in score.rows)
         nbytes = sum(score.segment.bytes[row] for row in score.rows)
         self.adapted.update(sum(score.sums[row] for row in score.rows), tokens, nbytes)
         if score.static_sums is not None:
@@ -483,7 +481,7 @@ class DynamicEvaluation(LightningModule):
             if repeat > 0:
                 nats, _ = self.weights.score(segment)
             # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
-            found = self.learn_from(nats.mean(dim=1).sum())
+            found = self.learn_from(self.weights.mean(nats, segment).sum())
             finite = [all(both) for both in zip(finite, found, strict=True)]
         return self.passes, finite
 

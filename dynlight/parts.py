@@ -19,7 +19,8 @@ import torch
 from dynlight.durable import sync_to_disk
 from dynlight.sealed import DamagedError, seal, unseal
 
-GROUP = 256  # segments of a document that stand together in a file: what bounds memory on long documents
+HELD = 32  # segments of a document that are held until they are written as a part: what bounds memory while it is read
+GROUP = 8 * HELD  # and those that stand together in a file of the run
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Parts:
 
     def tables(self, document: int, name: str) -> Iterator[pa.Table]:
         """A document's rows in groups of GROUP segments, however they were cut into parts."""
-        for _, group in groupby(self.of(document), key=lambda part: part.first // GROUP):
+        for _, group in groupby(self._unsealed(document), key=lambda part: part["first"] // GROUP):
             # In one piece, as the bytes of a parquet file depend on how many pieces a column comes in.
-            yield pa.concat_tables([part.tables[name] for part in group]).combine_chunks()
+            yield pa.concat_tables([_table_of(part["tables"][name]) for part in group]).combine_chunks()
 
     def extent(self, document: int) -> tuple[list[int], bool]:
         """Where the undamaged parts of a document end, as segments, and whether these are all it will get."""

@@ -57,7 +57,7 @@ class DocumentProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
-        self._read += batch.targets.numel()
+        self._read += sum(batch.tokens)
         self._finished += len(batch.finished)
         self._show_now_and_then(pl_module)
 

@@ -92,7 +92,7 @@ class Receipt(Callback):
         # its count (`weight.data.mul_`) shows in the digest after learning, and then when the row is played again.
         state = _state(pl_module)
         unchanged = self._seen is not None and self._seen == state
-        self._before, self._seen = self._after if unchanged else digests(pl_module, batch.rows), state
+        self._before, self._seen = self._after if unchanged else digests(pl_module, len(batch.documents)), state
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
@@ -101,10 +101,10 @@ class Receipt(Callback):
             return
         # Without an update of this process's, too, weights may have changed: with `ddp` all learn what one has read.
         state = _state(pl_module)
-        after = digests(pl_module, batch.rows) if score.updates or state != self._seen else self._before
+        after = digests(pl_module, len(batch.documents)) if score.updates or state != self._seen else self._before
         self._after, self._seen = after, state
         for row in score.rows if self._keeps_records else ():
-            commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.cut.stop - batch.cut.start]
+            commit: list[Any] = [batch.documents[row].index, batch.cut.index, batch.tokens[row]]
             commit += [score.sums[row], self._before[row], after[row]]
             self._add(commit)
 
@@ -170,8 +170,8 @@ class Receipt(Callback):
         return rows
 
 
-def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
-    """A digest of the learned weights of each document.
+def digests(pl_module: "DynamicEvaluation", documents: int) -> list[str]:
+    """A digest of the learned weights of each of a wave's first documents.
 
     Formula: the first 16 digits of SHA-256 over Σ_j b_j mod 2⁶⁴ of each weight, b its bits as 64-bit integers. A hash of
     all bytes would take as long as half the learning; this takes as long as reading them once. No single weight can
@@ -179,9 +179,8 @@ def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
     """
     weights = pl_module.weights
     learned = [weight.detach() for weight in weights.learned]
-    documents = range(rows.start, rows.stop)
     if not learned:
-        return [hash_of(b"")[:16] for _ in documents]
+        return [hash_of(b"")[:16]] * documents
     if isinstance(weights, Sharded):
         starts = zip(learned, weights.starts, strict=True)
         sums = weights.over_all(torch.cat([_sums_of_bits(part.flatten()[None], start) for part, start in starts]))
@@ -189,7 +188,7 @@ def digests(pl_module: "DynamicEvaluation", rows: slice) -> list[str]:
     if isinstance(weights, InPlace):
         sums = torch.cat([_sums_of_bits(weight.reshape(1, -1)) for weight in learned]).view(1, -1)
         return [hash_of(sums.cpu().numpy().tobytes())[:16]]
-    its = [[row for row, (_, owner) in enumerate(weights.owners) if owner == document] for document in documents]
+    its = [[row for row, (_, owner) in enumerate(weights.owners) if owner == document] for document in range(documents)]
     wanted = as_index([row for own in its for row in own])
     sums = torch.stack([_sums_of_bits(weight[wanted].flatten(1)) for weight in learned], dim=1)
     found = iter(sums.cpu().numpy())
@@ -383,13 +382,14 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     if choices.reset.every == "never":
         needed = list(range(max(indices) + 1))
     else:  # whole waves, as sums are in another order with other documents beside
-        needed = [each.index for wave in waves(loaded, stream.together)
+        needed = [each.index for wave in waves(loaded, module.context, stream.together)
                   if indices & {each.index for each in wave} for each in wave]  # fmt: skip
     stream.loaded = [document for document in loaded if document.index in set(needed)]
     again = Receipt()
     silent = DocumentProgress()
     silent.disable()
-    last = max(row[1] for row in chosen) if len(stream.loaded) <= stream.together else None
+    alone = len(waves(stream.loaded, module.context, stream.together)) == 1
+    last = max(row[1] for row in chosen) if alone else None
     fit.make_trainer(fit.on_one_device(choices.trainer), [again, silent, _StopAfter(last)], folder).fit(module, stream)
     hashes = again.contents["hashes"] | {
         "data": hash_of_documents(loaded),
@@ -424,7 +424,7 @@ class _StopAfter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
-        if self._last is not None and batch.cut.index >= self._last and batch.rows.start == 0:
+        if self._last is not None and batch.cut.index >= self._last:
             trainer.should_stop = True
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, Trainer
 
 from dynlight.documents import Document
 from dynlight.durable import draft_of, write_text
-from dynlight.parts import GROUP, Part, Parts
+from dynlight.parts import HELD, Part, Parts
 from dynlight.report import documents_table
 from dynlight.strategies import board_of
 from dynlight.waves import Segment
@@ -123,6 +123,7 @@ class Records(Callback):
         self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         score = pl_module.score
+        said = {} if score is None else _said_of_tokens(score)
         for row, document in enumerate(batch.documents):
             if document.index not in self._rows:
                 # Not at `cut.index`: a document that has failed may have been passed over for a while.
@@ -131,9 +132,9 @@ class Records(Callback):
             rows = self._rows[document.index]
             rows.failure = _failure(document, pl_module)
             if score is not None and row in score.rows:
-                rows.add(score, pl_module.flop_counter.count(score, row), row)
+                rows.add(score, said, pl_module.flop_counter.count(score, row), row)
             rows.is_last = document in batch.finished
-            if rows.is_last or rows.stop % GROUP == 0:
+            if rows.is_last or rows.stop % HELD == 0:
                 self._write(rows)
             if rows.is_last:
                 del self._rows[document.index], self._written[document.index]
@@ -152,6 +153,7 @@ class Records(Callback):
                     for table in self.parts.tables(document.index, name):
                         if len(table):  # none of a document that failed at once
                             writer.write_table(table)
+                        pa.default_memory_pool().release_unused()  # else it keeps more after each table
         run = self._settings | {
             "documents": [_describe(document, failures.get(document.index)) for document in documents],
             "protocol": pl_module.protocol,
@@ -212,34 +214,43 @@ class _Rows:
         self.first = self.stop = first  # segments
         self.is_last = False
         self.failure: dict[str, Any] | None = None
-        self._held: list[tuple[Score, Any, int]] = []
+        self._held: dict[str, list[tuple[Any, ...]]] = {name: [] for name in schemas if name != "tokens"}
+        self._tokens = 0  # those held, of each of which there is something in each of:
+        self._said: dict[str, np.ndarray] = {}  # float32 [tokens, …] by column
 
-    def add(self, score: "Score", flops: Any, row: int) -> None:
-        self._held.append((score, flops, row))
-        self.stop = score.segment.cut.index + 1
+    def add(self, score: "Score", said: dict[str, np.ndarray], flops: Any, row: int) -> None:
+        """Takes down what a row of a segment scored, and what was said of each token, [D, S] or [D, S, E]."""
+        cut, columns = score.segment.cut, score.segment.scored[row]
+        self._held["segments"].append(self._segment(score, flops, row))
+        self._held["timings"].append(self._timing(score))
+        if score.experts is not None:
+            self._held["experts"] += self._experts(score, row)
+        stop = self._tokens + score.segment.tokens[row]
+        for name, values in said.items():
+            if name not in self._said:
+                room = min(HELD * values.shape[1], len(self.document) - cut.start)
+                self._said[name] = np.empty((room, *values.shape[2:]), np.float32)
+            # Copied: what is kept of each segment by itself would leave holes in memory that the next doesn't fit into.
+            self._said[name][self._tokens : stop] = values[row, columns]
+        self._tokens, self.stop = stop, cut.index + 1
 
     def take(self) -> Part:
         """All of them as a part, from now on held no longer."""
         part = Part(self.document.index, self.first, self.stop, self.is_last, self.failure, self._tables())
-        self.first = self.stop
-        self._held.clear()
+        self.first, self._tokens = self.stop, 0
+        for rows in self._held.values():
+            rows.clear()
         return part
 
     def _tables(self) -> dict[str, pa.Table]:
-        if not self._held:
+        if not self._held["segments"]:
             return {name: schema.empty_table() for name, schema in self._schemas.items()}
-        columns: dict[str, list[Any]] = {
-            "segments": [self._segment(*held) for held in self._held],
-            "timings": [self._timing(score) for score, _, _ in self._held],
-        }
-        if "experts" in self._schemas:
-            columns["experts"] = [row for score, _, place in self._held for row in self._experts(score, place)]
         tables = {}
-        for name, rows in columns.items():
+        for name, rows in self._held.items():
             fields = zip(zip(*rows, strict=True), self._schemas[name], strict=True)
             arrays = [pa.array(column, field.type) for column, field in fields]
             tables[name] = pa.Table.from_arrays(arrays, schema=self._schemas[name])
-        return tables | {"tokens": self._tokens()}
+        return tables | {"tokens": self._token_table()}
 
     def _segment(self, score: "Score", flops: Any, row: int) -> tuple[Any, ...]:
         cut = score.segment.cut
@@ -249,7 +260,7 @@ class _Rows:
             self.document.index,
             cut.index,
             cut.start,
-            cut.stop - cut.start,
+            score.segment.tokens[row],
             score.segment.bytes[row],
             score.sums[row],
             None if score.static_sums is None else score.static_sums[row],
@@ -270,30 +281,38 @@ class _Rows:
 
     def _experts(self, score: "Score", row: int) -> list[tuple[Any, ...]]:
         assert score.experts is not None, "only a mixture has them"
-        nats, shares = score.experts.nats[:, row].astype(np.float64).sum(axis=1), score.experts.shares[:, row]
-        cut = score.segment.cut
+        columns, shares = score.segment.scored[row], score.experts.shares[:, row].tolist()
+        nats = score.experts.nats[:, row, columns].astype(np.float64).sum(axis=1).tolist()
+        index, tokens = score.segment.cut.index, score.segment.tokens[row]
         return [
-            (self.document.index, cut.index, expert, cut.stop - cut.start, nats[expert], shares[expert])
-            for expert in range(len(nats))
+            (self.document.index, index, expert, tokens, nats[expert], shares[expert]) for expert in range(len(nats))
         ]
 
-    def _tokens(self) -> pa.Table:
-        cuts = [score.segment.cut for score, _, _ in self._held]
-        start, stop = cuts[0].start, cuts[-1].stop
-        nats = torch.cat([score.nats[row] for score, _, row in self._held]).cpu().numpy()
-        static = [score.static_nats[row] for score, _, row in self._held if score.static_nats is not None]
+    def _token_table(self) -> pa.Table:
+        start, tokens = self._held["segments"][0][2], self._tokens
+        said = {name: values[:tokens] for name, values in self._said.items()}
+        static = said.get("static_nats")
         columns = [
-            pa.array([self.document.index] * (stop - start), pa.int32()),
-            pa.array(range(start, stop), pa.int64()),
-            pa.array([cut.index for cut in cuts for _ in range(cut.stop - cut.start)], pa.int32()),
-            pa.array(self.document.pieces(start, stop), pa.string()),
-            pa.array(nats, pa.float32()),
-            pa.array(torch.cat(static).cpu().numpy(), pa.float32()) if static else pa.nulls(stop - start, pa.float32()),
+            pa.array([self.document.index] * tokens, pa.int32()),
+            pa.array(range(start, start + tokens), pa.int64()),
+            pa.array([row[1] for row in self._held["segments"] for _ in range(row[3])], pa.int32()),
+            pa.array(self.document.pieces(start, start + tokens), pa.string()),
+            pa.array(said["nats"], pa.float32()),
+            pa.nulls(tokens, pa.float32()) if static is None else pa.array(static, pa.float32()),
         ]
-        by_expert = [score.experts.nats[:, row].T for score, _, row in self._held if score.experts is not None]
-        if by_expert:
-            columns.append(pa.array(list(np.concatenate(by_expert)), pa.list_(pa.float32())))
+        if "expert_nats" in said:
+            columns.append(pa.array(list(said["expert_nats"]), pa.list_(pa.float32())))
         return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
+
+
+def _said_of_tokens(score: "Score") -> dict[str, np.ndarray]:
+    """What was said of each token, by column: [D, S], of experts [D, S, E]."""
+    said = {"nats": score.nats.cpu().numpy()}
+    if score.static_nats is not None:
+        said["static_nats"] = score.static_nats.cpu().numpy()
+    if score.experts is not None:
+        said["expert_nats"] = score.experts.nats.transpose(1, 2, 0)
+    return said
 
 
 def _describe(document: Document, failure: dict[str, Any] | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class ResetWeights(Callback):
         self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
     ) -> None:
         if self.every == "document" and batch.is_first:
-            pl_module.reset(batch.running)
+            pl_module.reset(len(batch.documents))
 
     def __str__(self) -> str:
         return "every document" if self.every == "document" else "never"

@@ -214,7 +214,7 @@ def find_start(
         origin.done = sorted(_whole(folder, parts, stream.loaded) if every == "document" else [])
         origin.together, origin.ranks = stream.together, ranks
     stream.done = set(origin.done)
-    reads = stream.share(rank, ranks)
+    reads = stream.share(rank, ranks, context)
     # Where all processes learn one set of weights, their checkpoints would have to be of the same moment.
     in_step = (every == "never" and ranks > 1) or is_sharded(trainer)
     start = None if in_step else _from_checkpoint(folder, parts, origin, reads, rank)

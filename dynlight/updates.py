@@ -237,7 +237,7 @@ class GradientStatistics:
             documents = stream.load(module.tokenizer)
         except ValueError as error:
             raise ValueError(f"update.statistics.{error}") from error
-        for wave in waves(documents):
+        for wave in waves(documents, module.context):
             memory = None
             for segment in segments(wave, module.context):
                 segment = segment.to(module.device)

@@ -1,7 +1,7 @@
 """Where the learned weights of the documents live, and the forward that reads a segment with them.
 
-Two ways behind one interface (`learned`, `experts`, `memory`, `rows`, `score`, `score_static`, `clip_gradients`, `step`,
-`reset`):
+Two ways behind one interface (`learned`, `experts`, `memory`, `narrow`, `score`, `mean`, `score_static`, `clip_gradients`,
+`step`, `reset`):
 
 - `InPlace`: the model's own parameters learn, one document at a time; works with any model and `torch.compile`. Where
   they lie in parts on several devices it is `Sharded` (`sharded.py`).
@@ -26,7 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dynlight.attention import FOLDED
 from dynlight.context import Context
-from dynlight.waves import Segment
+from dynlight.waves import NOT_SCORED, Segment
 
 # Keys and values, a pair a block, detached, documents in front: [D, heads, positions, head width], or
 # [R, 1, heads, positions, head width] where each row was read with weights of its own.
@@ -34,11 +34,12 @@ Memory = list[tuple[Tensor, Tensor]] | None
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """The surprise at each token, −ln p(target), from an fp32 log-softmax.
+    """The surprise at each token, −ln p(target), from an fp32 log-softmax; 0 where none is scored.
 
     Shapes: logits [D, S, V], targets [D, S] → nats [D, S] in fp32.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+    return nats.view_as(targets)
 
 
 def memory_length(memory: Memory) -> int:
@@ -91,10 +92,8 @@ class InPlace:
         self.static_memory: Memory = None
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
-    @contextmanager
-    def rows(self, segment: Segment, optimizers: Sequence[Optimizer]) -> Iterator[None]:
-        """Nothing to choose: one document is all there is."""
-        yield
+    def narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
+        """Nothing to take out: one document is all there is."""
 
     def read(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
         """Logits [D, S, V] and next memory of a segment under the learned weights."""
@@ -104,6 +103,10 @@ class InPlace:
         """Nats [1, S] of a segment under the learned weights, and the memory to go on with."""
         logits, kept = self.read(segment, self.memory)
         return token_nats(logits, segment.targets), kept
+
+    def mean(self, nats: Tensor, segment: Segment) -> Tensor:
+        """Mean nats [1] of the tokens of a segment."""
+        return nats.mean(dim=1)
 
     @torch.no_grad()
     def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
@@ -209,38 +212,12 @@ class Stacked:
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 _hold_padding_still(module, module.padding_idx)
 
-    @contextmanager
-    def rows(self, segment: Segment, optimizers: Sequence[Optimizer]) -> Iterator[None]:
-        """Weights, memory and optimizer state of the segment's documents only.
-
-        A group of documents that ends here is put back behind, so that the others find everything as it was; the group
-        that comes last at a position (from document 0 on) is the one that goes on, and stays.
-        """
-        goes_on = segment.rows.start == 0
-        if goes_on and segment.rows.stop == self._running:
-            yield
-            return
-        keep = [row for row, (_, document) in enumerate(self.owners) if document in _range(segment.rows)]
-        if goes_on:
-            self._running = segment.rows.stop
-            self.static_memory = _rows_of(self.static_memory, segment.rows)
-            self._take(keep, optimizers, in_storage=True)
-            yield
-            return
-        owners, memory, static_memory = self.owners, self.memory, self.static_memory
-        weights = [weight.data for weight in self.learned]
-        states = [[dict(optimizer.state[weight]) for weight in own] for _, own, optimizer in self._each(optimizers)]
-        self.static_memory = _rows_of(self.static_memory, segment.rows)
-        self._take(keep, optimizers)
-        yield
-        for weight, before in zip(self.learned, weights, strict=True):
-            if isinstance(index := as_index(keep), Tensor):  # else they are the same memory
-                before[index] = weight.data  # what was learned last, for those who look at it afterwards
-            weight.data = before
-        self.owners, self.memory, self.static_memory = owners, memory, static_memory
-        for (_, own, optimizer), state in zip(self._each(optimizers), states, strict=True):
-            optimizer.state.update(zip(own, state, strict=True))
-        self._bind()
+    def narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
+        """Takes the documents that have ended out of weights, memory and optimizer state: all but the wave's first ones."""
+        if documents < self._running:
+            self._running = documents
+            self.static_memory = _rows_of(self.static_memory, slice(documents))
+            self._take([row for row, (_, document) in enumerate(self.owners) if document < documents], optimizers)
 
     def drop(self, rows: Collection[int], optimizers: Sequence[Optimizer]) -> None:
         """Takes rows out for good: those of experts that have failed."""
@@ -258,7 +235,7 @@ class Stacked:
 
         weights = dict(zip(self._names, self.learned, strict=True))
         mapped = (0, 0, None) if memory is None else (0, 0, 0)
-        logits, kept = vmap(one, in_dims=mapped)(weights, self._spread(segment.inputs, segment), memory)
+        logits, kept = vmap(one, in_dims=mapped)(weights, self._spread(segment.inputs), memory)
         return logits.squeeze(1), kept or None
 
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
@@ -266,7 +243,11 @@ class Stacked:
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
         logits, kept = self.read(segment, self.memory)
-        return token_nats(logits, self._spread(segment.targets, segment)), kept
+        return token_nats(logits, self._spread(segment.targets)), kept
+
+    def mean(self, nats: Tensor, segment: Segment) -> Tensor:
+        """Mean nats [R] of the tokens of a segment that are each row's own."""
+        return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
 
     @torch.no_grad()
     def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
@@ -355,7 +336,7 @@ class Stacked:
                 weight.data = stack.data[rows]
 
     @torch.no_grad()
-    def _take(self, keep: list[int], optimizers: Sequence[Optimizer], in_storage: bool = False) -> None:
+    def _take(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
         """Narrows everything that has rows to some of them."""
         for rows, own, optimizer in self._each(optimizers):
             its = as_index([row - rows.start for row in keep if row in _range(rows)])
@@ -366,8 +347,7 @@ class Stacked:
         for weight, storage in zip(self.learned, self._storage, strict=True):
             taken = weight.data[index]
             # A copy goes to where the rows were at first, so that the memory of those taken out is not held twice.
-            is_copy = isinstance(index, Tensor) and in_storage
-            weight.data = storage[: len(keep)].copy_(taken) if is_copy else taken
+            weight.data = storage[: len(keep)].copy_(taken) if isinstance(index, Tensor) else taken
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()
@@ -376,11 +356,11 @@ class Stacked:
         """Each expert's rows and weights with its optimizer; nothing in static evaluation, which has none."""
         return list(zip(self._spans, self.experts, optimizers, strict=True)) if optimizers else []
 
-    def _spread(self, values: Tensor, segment: Segment) -> Tensor:
+    def _spread(self, values: Tensor) -> Tensor:
         """What the documents of a segment have, [D, …], for each of their rows, [R, …]."""
         if len(self.experts) == 1 and len(self.owners) == len(values):
             return values
-        return values[[document - segment.rows.start for _, document in self.owners]]
+        return values[[document for _, document in self.owners]]
 
 
 class _WithWeights:

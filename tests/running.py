@@ -43,9 +43,10 @@ class Collect(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for row in pl_module.score.rows if pl_module.score else ():
             each = batch.documents[row]
-            self.nats.setdefault(each.index, []).append(pl_module.score.nats[row])
+            columns = batch.scored[row]
+            self.nats.setdefault(each.index, []).append(pl_module.score.nats[row, columns])
             static = pl_module.score.static_nats
-            self.static.setdefault(each.index, []).append(None if static is None else static[row])
+            self.static.setdefault(each.index, []).append(None if static is None else static[row, columns])
 
 
 def run(

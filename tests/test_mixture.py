@@ -33,7 +33,7 @@ class Experts(Callback):
         score = pl_module.score
         for row in score.rows if score else ():
             index = batch.documents[row].index
-            self.nats.setdefault(index, []).append(score.experts.nats[:, row])
+            self.nats.setdefault(index, []).append(score.experts.nats[:, row, batch.scored[row]])
             self.shares.setdefault(index, []).append(score.experts.shares[:, row])
             self.read.append((index, batch.cut.index, score.experts.learners[:, row].tolist()))
 
@@ -160,6 +160,21 @@ def test_the_mixture_does_not_depend_on_how_the_text_is_cut(switching):
         parts.append(part)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-12)
     np.testing.assert_allclose(weights, after, rtol=1e-9)
+
+
+@pytest.mark.parametrize("switching", [0.0, 0.01])
+def test_places_without_a_token_change_nothing(switching):
+    mixture = Mixture(switching)
+    nats = np.random.default_rng(0).gamma(2.0, 2.0, (4, 1, 20))
+    is_scored = np.random.default_rng(1).random((1, 30)) < 0.5
+    is_scored[:, 10:] = np.arange(20) < 20 - is_scored[:, :10].sum()
+    wide = np.zeros((4, 1, 30))
+    wide[:, is_scored] = nats[:, 0]
+    whole, narrow = mixture.predict(mixture.prior(4, 1), wide, is_scored), mixture.predict(mixture.prior(4, 1), nats)
+    assert np.array_equal(whole[0][is_scored], narrow[0][0])
+    assert not whole[0][~is_scored].any()
+    for one, other in zip(whole[1:], narrow[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("switching", [0.0, 0.01])

@@ -407,8 +407,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(run, library, tmp_p
 
 
 def test_long_documents_come_in_groups_wherever_they_were_cut(run, library, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "GROUP", 3)
-    monkeypatch.setattr("dynlight.records.GROUP", 3)
+    monkeypatch.setattr(parts, "GROUP", 4)
+    monkeypatch.setattr("dynlight.records.HELD", 2)
     changes = whole({"context": {"class_path": "TransformerXL", "init_args": {"segment": 8, "memory": 8}}}, library)
     assert run(changes=changes, out="whole")[0] == 0
     assert run(changes=changes, stop=4)[0] == 143

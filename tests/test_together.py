@@ -145,7 +145,7 @@ def test_where_memory_runs_out_the_largest_number_that_fitted_is_told(run, monke
     whole = DynamicEvaluation.training_step
 
     def step(self, segment, batch_idx):
-        if segment.running > 2:
+        if len(segment.documents) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, segment, batch_idx)
 

@@ -1,5 +1,6 @@
 """What makes a score valid: no peeking, nothing left out, static is static, nothing survives a reset."""
 
+import weakref
 from functools import partial
 from itertools import accumulate
 
@@ -9,8 +10,8 @@ from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
 from running import document, random_tokens, run
 
-from dynlight import All, LoRA, Matching, Overlapping, ResetWeights, TransformerXL, UpdateFrequency
-from dynlight.waves import SegmentStream, waves
+from dynlight import All, LoRA, Matching, Overlapping, Records, ResetWeights, TransformerXL, UpdateFrequency
+from dynlight.waves import NOT_SCORED, SegmentStream, waves
 
 SEGMENT = 16
 CONTEXTS = [Overlapping(SEGMENT, 40), TransformerXL(SEGMENT, 24)]
@@ -45,26 +46,36 @@ def test_each_token_is_scored_once(context, length):
     assert sum(len(nats) for nats in found.nats[0]) == length
     assert int(found.module.adapted.tokens) == length + 3
     assert int(found.module.adapted.bytes) == length + 3
-    segments = list(SegmentStream(waves([document(tokens)]), context))
+    segments = list(SegmentStream(waves([document(tokens)], context), context))
     assert torch.cat([torch.empty(0, dtype=torch.int64), *(s.targets[0] for s in segments)]).tolist() == tokens
     for segment in segments:
         cut = segment.cut
         assert segment.inputs[0].tolist() == [0, *tokens][cut.start - cut.context : cut.stop]
-        assert segment.bytes == (cut.stop - cut.start,)
+        assert segment.bytes == (cut.stop - cut.start,) == tuple(segment.tokens)
 
 
+@named("context", CONTEXTS)
 @pytest.mark.parametrize("together", [1, 2, 3, 5])
-def test_waves_score_each_token_of_each_document_once(together):
-    lengths = [40, 7, 16, 33, 1, 40, 0]
+def test_waves_score_each_token_of_each_document_once(context, together):
+    lengths = [40, 7, 16, 33, 1, 40, 0, 57, 79]
     documents = [document(random_tokens(length, i), i) for i, length in enumerate(lengths)]
     scored = {i: [] for i in range(len(lengths))}
-    for segment in SegmentStream(waves(documents, together), TransformerXL(SEGMENT, 24)):
+    for segment in SegmentStream(waves(documents, context, together), context, fills=together > 1):
         assert len(segment.documents) <= together
         assert segment.targets.shape == (len(segment.documents), segment.cut.stop - segment.cut.start)
+        assert segment.inputs.shape[1] == segment.cut.context + segment.targets.shape[1]
         for row, each in enumerate(segment.documents):
-            assert segment.cut.start == len(scored[each.index])
-            scored[each.index] += segment.targets[row].tolist()
-            assert (each in segment.finished) == (segment.cut.stop == len(each))
+            before, columns = len(scored[each.index]), segment.scored[row]
+            assert segment.cut.start == before
+            scored[each.index] += segment.targets[row, columns].tolist()
+            after = len(scored[each.index])
+            assert segment.bytes[row] == segment.tokens[row] == after - before
+            assert (segment.targets[row] != NOT_SCORED).sum() == after - before
+            # What is read up to the last token scored is what is read of the document alone.
+            read = segment.inputs[row, : segment.cut.context + columns.stop].tolist()
+            alone = context.context(before, after) + after - before
+            assert read == [0, *each.tokens.tolist()][after - alone : after]
+            assert (each in segment.finished) == (after == len(each))
     assert scored == {each.index: each.tokens.tolist() for each in documents}
 
 
@@ -138,7 +149,7 @@ def test_gradients_reach_the_current_segments_keys_and_values_only(architecture)
 
     context = TransformerXL(SEGMENT, 24)
     model = tiny(architecture)
-    segment = next(iter(SegmentStream(waves([document(random_tokens(SEGMENT, 9))]), context)))
+    segment = next(iter(SegmentStream(waves([document(random_tokens(SEGMENT, 9))], context), context)))
     logits, memory = read(model, segment, None, context)
     through_cache = torch.autograd.grad(token_nats(logits, segment.targets).mean(), list(model.parameters()))
     logits = model(input_ids=segment.inputs, use_cache=False).logits
@@ -153,7 +164,7 @@ def test_memory_keeps_the_last_positions_only():
 
     context = TransformerXL(SEGMENT, 24)
     model, memory, lengths = tiny(), None, []
-    for segment in SegmentStream(waves([document(random_tokens(70, 10))]), context):
+    for segment in SegmentStream(waves([document(random_tokens(70, 10))], context), context):
         _, memory = read(model, segment, memory, context)
         lengths.append(memory_length(memory))
     assert lengths == [16, 24, 24, 24, 24]
@@ -205,6 +216,24 @@ def test_a_document_whose_nats_are_not_finite_stops_alone(context):
     assert torch.equal(torch.cat(found.nats[1]), torch.cat(alone.nats[0]))
     lengths = list(accumulate(len(nats) for nats in found.nats[0]))
     assert int(found.module.adapted.tokens) == lengths[-1] + 64
+
+
+class Watch(Callback):
+    """Notes how many scores there are after each segment."""
+
+    def __init__(self):
+        self.scores, self.counts = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.scores.append(weakref.ref(pl_module.score))
+        self.counts.append(sum(score() is not None for score in self.scores))
+
+
+@pytest.mark.parametrize("choices", [{}, {"update": torch.optim.SGD, "rates": [0.01, 0.1]}], ids=["plain", "rates"])
+def test_no_score_is_held_longer_than_its_segment(choices):
+    watch = Watch()
+    run(tiny(), [random_tokens(160, 15)], TransformerXL(SEGMENT, 24), [Records(), watch], **(LEARN | choices))
+    assert watch.counts == [1] * 10
 
 
 class PoisonAtSegment(Callback):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
-from running import random_tokens, run
+from running import document, random_tokens, run
 
 from dynlight import (
     All,
@@ -23,6 +23,7 @@ from dynlight import (
     UpdateFrequency,
 )
 from dynlight.documents import tokenize
+from dynlight.waves import segments, waves
 
 LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -169,22 +170,92 @@ def test_a_finished_document_costs_nothing(tmp_path):
     assert counts[1] == 10 * counts[2]
 
 
-def test_rows_are_those_of_one_at_a_time():
+@pytest.mark.parametrize("context", [Overlapping(16, 40), TransformerXL(16, 24)], ids=str)
+def test_rows_are_those_of_one_at_a_time(context):
     tables = []
-    for together in (1, 3):
+    for together in (1, 3, 5):
         records = Records()
-        run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=together, update=SGD, callbacks=[records])
+        run(tiny(), DOCUMENTS, context, together=together, update=SGD, callbacks=[records], reference="static")
         tables.append((records.segments, records.tokens, records.documents))
-    for one, other in zip(*tables, strict=True):
+    alone, beside, other = tables
+    for one, two, three in zip(alone, beside, other, strict=True):
         exact = [column for column in one.columns if "nats" not in column and "seconds" not in column]
-        assert one[exact].equals(other[exact])
+        assert two[exact].equals(three[exact])  # whoever the neighbours are
+        exact = [column for column in exact if "flops" not in column]
+        assert one[exact].equals(two[exact])
+    whole, flops = alone[0].tokens == 16, ["flops", "update_flops", "static_flops"]
+    assert alone[0][whole][flops].equals(beside[0][whole][flops])
+    # What is filled in costs what it costs: as much as a whole segment, or a power of two of tokens.
+    filled = beside[0].set_index(["document", "segment"]).flops
+    assert filled[1, 2] == filled[0, 2] == filled[3, 2]  # 1, 16 and 16 tokens
+    assert filled[7, 0] == filled[3, 0]  # 15 and 16 tokens, at the start
+    assert filled[2, 0] == alone[0].set_index(["document", "segment"]).flops[2, 0]  # one token, which is one
+
+
+# Last segments of every length; documents shorter than one.
+RAGGED = [random_tokens(length, seed) for seed, length in enumerate((33, 34, 35, 47, 48, 49, 17, 1, 2, 3, 7, 9, 15))]
+
+
+@pytest.mark.parametrize(
+    "context",
+    [Overlapping(16, 16), Overlapping(16, 20), Overlapping(16, 48), TransformerXL(16, 0), TransformerXL(16, 24)],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"parameters": LoRA(rank=2), "update": partial(torch.optim.AdamW, lr=1e-3)},
+        {"schedule": UpdateFrequency(every=2, passes=2), "clip": 0.05},
+        {"rates": [0.01, 0.1]},
+    ],
+    ids=["plain", "adapters", "passes", "rates"],
+)
+def test_rows_that_are_filled_score_what_they_score_alone(context, choices):
+    if "rates" in choices:
+        choices = choices | {"update": torch.optim.SGD}
+    compare(context=context, together=5, documents=RAGGED, **choices)
+
+
+class FillWith(Callback):
+    """Fills in other tokens."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for row, columns in enumerate(batch.scored):
+            batch.inputs[row, batch.cut.context + columns.stop :] = self.token
+
+
+@pytest.mark.parametrize("context", [Overlapping(16, 48), TransformerXL(16, 24)], ids=str)
+@pytest.mark.parametrize("update", [SGD, partial(torch.optim.AdamW, lr=1e-3)], ids=["SGD", "AdamW"])
+def test_what_is_filled_in_changes_nothing(context, update):
+    nats, weights = [], []
+    for token in (0, 60):
+        found = run(tiny(), RAGGED[:6], context, [FillWith(token)], together=6, update=update)
+        nats.append(torch.cat([each for segments in found.nats for each in segments]))
+        weights.append(torch.cat([weight.flatten() for weight in found.module.weights.learned]))
+    assert torch.equal(*nats)
+    assert torch.equal(*weights)
+
+
+def test_documents_that_are_filled_alike_are_in_a_wave():
+    documents = [document(tokens, index) for index, tokens in enumerate(RAGGED)]
+    lengths = [[len(each) for each in wave] for wave in waves(documents, TransformerXL(16, 24), together=4)]
+    assert lengths == [[49, 48, 47, 35], [34, 33, 17, 15], [9], [7], [3], [2], [1]]
+    for wave in waves(documents, Overlapping(12, 24), together=4):
+        for segment in segments(wave, Overlapping(12, 24), fills=True):
+            columns = segment.targets.shape[1]
+            assert columns <= 12
+            assert all(columns < 2 * len(each) for each in segment.documents)
 
 
 class FailAt(Callback):
     """Poisons the weights of one row of a wave after its first segment."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch.cut.index == 0 and batch.rows.start == 0:
+        if batch.cut.index == 0 and batch.documents[0].index == 0:
             with torch.no_grad():
                 pl_module.weights.learned[0][1].fill_(float("nan"))
 
