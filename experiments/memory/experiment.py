@@ -8,7 +8,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from dynlight import fit
-from dynlight.documents import Document, DocumentStream
+from dynlight.documents import DocumentStream
 from dynlight.experts import paired_margin
 from experiments import grid, pictures, protocol
 from experiments.memory.planted import PLACES, SMALL_PLACES, Pair
