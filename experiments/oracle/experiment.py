@@ -24,7 +24,7 @@ METHODS = {
 }
 # The script's settings, and the record's, but for lengths: tiny-books was trained on windows of 512, they read 1,024.
 WINDOW, SMALL_WINDOW = 512, 64
-LR, EPSILON, BLOCKS, SMALL_BLOCKS = 2e-5, 1e-3, 50, 4
+LR, EPSILON, BLOCKS, SMALL_BLOCKS = 2e-5, 1e-3, 30, 4
 FIXED = "model.embed_tokens.weight"
 CORPUS = {"path": "text", "data_files": "../shared/data/books/train/114*.txt", "max_tokens": 10_240}
 SMALL_CORPUS = {"path": "text", "data_files": "dynlight/m*.py", "max_tokens": 256}
