@@ -24,7 +24,7 @@ def windows(tokens: Tokens, prefix: int, segment: int, window: int) -> Iterator[
 def nats_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target."""
     logits = model(input_ids=inputs, use_cache=False).logits[0, -len(targets) :]
-    return cross_entropy(logits.float(), targets, reduction="none")
+    return cross_entropy(logits, targets, reduction="none")
 
 
 def gradient_squares(
@@ -79,7 +79,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.base, self.initial = base, a
         self.a = nn.Parameter(a.clone())
-        self.b = nn.Parameter(torch.zeros(base.out_features, len(a)))
+        self.b = nn.Parameter(a.new_zeros(base.out_features, len(a)))
 
     def forget(self) -> None:
         with torch.no_grad():
