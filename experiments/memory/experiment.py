@@ -111,25 +111,19 @@ def settings_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is remembered, in nats per token, of each kind and lag, and what is learned of the book and the other one."""
-    lines = []
-    for name, group in settings_of(rows).items():
-        for role, meaning in ROLES.items():
-            if (group.role == role).any() and (role != "static" or not lines):
-                lines.append({"rule": "" if role == "static" else name, "known by": meaning, **_cells(group, role)})
-    return pd.DataFrame(lines)
-
-
-def _cells(group: pd.DataFrame, role: str) -> dict[str, str]:
-    own = group[group.role == role]
-    cells = {
-        f"{kind} {lag} later": said(remembered(own[(own.kind == kind) & (own.position == lag)]))
-        for kind in ("fact", "words", "style")
-        for lag in sorted(own[own.kind == kind].position.unique())
-    }
-    for kind, heading in (("book", "gain on the book"), ("other", "gain on the other book")):
-        cells[heading] = said(learned(group, kind)) if role == "adapted" else ""
-    return cells
+    """Nats per token remembered of each kind at each lag, then nats per token gained on the book and on another."""
+    everything, lines = settings_of(rows), []
+    for kind in ("fact", "words", "style"):
+        for number, (name, group) in enumerate(everything.items()):
+            for role, meaning in ROLES.items():
+                own = group[(group.role == role) & (group.kind == kind)]
+                if len(own) and (role != "static" or number == 0):  # static is the same beside each rule
+                    lags = {f"{lag} later": said(remembered(part)) for lag, part in own.groupby("position")}
+                    lines.append({"": kind, "known by": meaning, "rule": "" if role == "static" else name, **lags})
+    for kind, what in (("book", "gain on the book"), ("other", "gain on another book, frozen")):
+        for name, group in everything.items():
+            lines.append({"": what, "known by": ROLES["adapted"], "rule": name, "in all": said(learned(group, kind))})
+    return pd.DataFrame(lines).fillna("")
 
 
 def figure(rows: pd.DataFrame) -> Figure:
