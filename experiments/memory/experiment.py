@@ -166,25 +166,19 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """What each kind of memory still knows at the longest lag, and what decay saves and costs."""
+    """What each kind of memory still knows at the longest lag, and what that costs on other text."""
     everything = settings_of(rows)
-    best = max(
-        (name for name in everything if name.startswith("SGD")), key=lambda name: learned(everything[name], "book")[0]
-    )
-    lags = sorted(rows[rows.kind == "fact"].position.unique())
-
-    def of(role: str, kind: str, lag: int) -> str:
-        own = everything[best]
-        return said(remembered(own[(own.role == role) & (own.kind == kind) & (own.position == lag)]))
-
+    name, group = max(everything.items(), key=lambda item: learned(item[1], "book")[0])
+    longest = rows.position.max()
+    last = group[group.position == longest]
     found = [
-        f"{kind} {lag} segments later: "
-        + ", ".join(f"{meaning} {of(role, kind, lag)}" for role, meaning in ROLES.items())
-        for kind in ("fact", "style")
-        for lag in lags
+        f"{ROLES[role]} {said(remembered(last[(last.kind == kind) & (last.role == role)]))} of a {what}"
+        for kind, what in (("fact", "fact"), ("words", "fact's words alone"), ("style", "style"))
+        for role in ROLES
+        if (last.role == role).any()
     ]
-    forgotten = [f"{name}: {said(learned(group, 'other'))}" for name, group in everything.items()]
+    forgotten = [f"{name} {said(learned(group, 'other'))}" for name, group in everything.items()]
     return (
-        f"nats per token remembered at {best}: {'; '.join(found)}. Nats per token gained on another book: "
-        f"{'; '.join(forgotten)}."
+        f"nats per token remembered {longest} segments later at {name}: {', '.join(found)}; nats per token gained on "
+        f"another book, frozen: {', '.join(forgotten)}."
     )
