@@ -130,7 +130,6 @@ def figure(rows: pd.DataFrame) -> Figure:
     """What is remembered against lag, and what is forgotten against what is learned."""
     drawing, (facts, styles, forgetting) = pictures.axes(3, width=4.2)
     everything = settings_of(rows)
-    first = True
     for axis, kind in ((facts, "fact"), (styles, "style")):
         for number, (name, group) in enumerate(everything.items()):
             for role, line in (("static", ":"), ("without_memory", "--"), ("adapted", "-")):
@@ -148,14 +147,15 @@ def figure(rows: pd.DataFrame) -> Figure:
                         markersize=3,
                         capsize=2,
                         linewidth=1.2,
-                        label=(ROLES[role] if role == "static" else f"{ROLES[role]}, {name}") if first else None,
+                        label=(ROLES[role] if role == "static" else f"{ROLES[role]}, {name}")
+                        if kind == "style"
+                        else None,
                     )
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xscale("log")
         axis.set_xticks(lags, [str(lag) for lag in lags])
         title = "a fact" if kind == "fact" else "a style"
         pictures.label(axis, "segments later", "nats per token remembered", f"{title}, planted once")
-        first = False
     for number, (name, group) in enumerate(everything.items()):
         (x, x_low, x_high), (y, y_low, y_high) = (learned(group, kind) for kind in ("book", "other"))
         errors = {"xerr": [[x - x_low], [x_high - x]], "yerr": [[y - y_low], [y_high - y]]}
@@ -168,17 +168,16 @@ def figure(rows: pd.DataFrame) -> Figure:
 def verdict(rows: pd.DataFrame) -> str:
     """What each kind of memory still knows at the longest lag, and what that costs on other text."""
     everything = settings_of(rows)
-    name, group = max(everything.items(), key=lambda item: learned(item[1], "book")[0])
+    in_all_ways = {name: group for name, group in everything.items() if set(group.role) == set(ROLES)}
+    best, group = max(in_all_ways.items(), key=lambda item: learned(item[1], "book")[0])
     longest = rows.position.max()
     last = group[group.position == longest]
-    found = [
-        f"{ROLES[role]} {said(remembered(last[(last.kind == kind) & (last.role == role)]))} of a {what}"
-        for kind, what in (("fact", "fact"), ("words", "fact's words alone"), ("style", "style"))
-        for role in ROLES
-        if (last.role == role).any()
-    ]
+    found = []
+    for kind, what in (("fact", "a fact"), ("words", "its words asked for elsewhere"), ("style", "a style")):
+        parts = {role: last[(last.kind == kind) & (last.role == role)] for role in ROLES}
+        found.append(f"{what}: " + ", ".join(f"{ROLES[role]} {said(remembered(part))}" for role, part in parts.items()))
     forgotten = [f"{name} {said(learned(group, 'other'))}" for name, group in everything.items()]
     return (
-        f"nats per token remembered {longest} segments later at {name}: {', '.join(found)}; nats per token gained on "
+        f"nats per token remembered {longest} segments later at {best}: {'; '.join(found)}. Nats per token gained on "
         f"another book, frozen: {', '.join(forgotten)}."
     )
