@@ -52,9 +52,12 @@ SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
 
 
 class Reading:
-    """One run of `dynlight.fit`'s arguments without files: its tables, and the model as it was left."""
+    """One run of `dynlight.fit`'s arguments without files: its tables, and the model as it was left.
 
-    def __init__(self, arguments: Sequence[str], model: Any = None) -> None:
+    A model that another reading left, or documents that are nowhere on disk, may stand in for those of the arguments.
+    """
+
+    def __init__(self, arguments: Sequence[str], model: Any = None, data: Any = None) -> None:
         fit.quiet()
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -68,7 +71,7 @@ class Reading:
         self.records, silent = Records(), DocumentProgress()
         silent.disable()
         choices.trainer.logger = False
-        fit.make_trainer(choices.trainer, [self.records, silent], Path("runs")).fit(self.module, choices.data)
+        fit.make_trainer(choices.trainer, [self.records, silent], Path("runs")).fit(self.module, data or choices.data)
 
     @property
     def rates(self) -> list[float]:
