@@ -37,17 +37,33 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     base += SMALL if small else []
     if rule == "RMSDynamic":
         base += SMALL_STATISTICS if small else STATISTICS
+    pairs, together = pairs_of(base, small)
+    base += [f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"]
+    rows = rows_of(base, pairs, together)
+    if rule == "SGD":
+        alone = rows_of([*base, "--context.memory=0", "--reference=null"], pairs, together)
+        rows = pd.concat([rows, alone.assign(role="without_memory")], ignore_index=True)
+    return rows
+
+
+def pairs_of(base: list[str], small: bool) -> tuple[list[Pair], int]:
+    """The books in two copies each, with what is planted in them, and how many are read together."""
     choices = fit.parser().instantiate(fit.parse(base))
     tokenizer = choices.model.load_tokenizer()
     books = choices.data.load(tokenizer)
     places, others = (SMALL_PLACES, 5) if small else (PLACES, 16)
     pairs = [Pair(book, books[number - 1], number, tokenizer, places, others) for number, book in enumerate(books)]
-    base += [f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"]
-    rows = rows_of(base, pairs, choices.data.together)
-    if rule == "SGD":
-        alone = rows_of([*base, "--context.memory=0", "--reference=null"], pairs, choices.data.together)
-        rows = pd.concat([rows, alone.assign(role="without_memory")], ignore_index=True)
-    return rows
+    return pairs, choices.data.together
+
+
+def again(rows: pd.DataFrame) -> tuple[float, float]:
+    """Nats of the facts planted in the first book, at the first rate, now and in the results."""
+    base = ["--config", str(grid.folder_of("memory") / "run.yaml"), "--rates=[0.03]", "--data.documents=1"]
+    pairs, together = pairs_of(base, small=False)
+    found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs, together)
+    known = rows[(rows["update"] == "{class_path: SGD}") & (rows.document == pairs[0].name) & (rows.rate == 0.03)]
+    facts = [own[(own.role == "adapted") & (own.kind == "fact") & own.planted].nats.sum() for own in (found, known)]
+    return facts[0], facts[1]
 
 
 def rows_of(arguments: list[str], pairs: list[Pair], together: int) -> pd.DataFrame:

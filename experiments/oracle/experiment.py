@@ -34,12 +34,13 @@ LORA = {"rank": 8, "alpha": 8, "targets": ["q_proj", "v_proj", "lm_head"]}
 STATISTICS = Path("runs/experiments/oracle")
 
 
-def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+def measure(settings: dict[str, Any], small: bool, documents_read: int | None = None) -> pd.DataFrame:
     """Nats of each document, by hand and by dynlight, which scores the static model beside it."""
     method = settings["method"]
     window = SMALL_WINDOW if small else WINDOW
     base = ["--config", str(grid.folder_of("oracle") / "run.yaml")]
     base += [*protocol.SMALL, f"--data.max_tokens={protocol.SMALL_TOKENS}"] if small else []
+    base += [f"--data.documents={documents_read}"] if documents_read else []
     choices = fit.parser().instantiate(fit.parse(base))
     tokenizer, model = choices.model.load_tokenizer(), choices.model.load()
     documents = [document.tokens.tolist() for document in choices.data.load(tokenizer)]
@@ -57,6 +58,16 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     rows["nats"], rows["seconds"] = rows.nats.round(6), rows.seconds.round(3)
     rows["rate"] = ADAM["lr"] if method == "golf_lora" else LR
     return rows[["role", "rate", "document", "position", *protocol.SUMS]]
+
+
+def again(rows: pd.DataFrame) -> tuple[float, float]:
+    """Nats of the first document without statistics, now and in the results."""
+    method = "gpt2_sgd"
+    found = measure({"method": method}, small=False, documents_read=1)
+    (name,) = found.document.unique()
+    known = rows[(rows.method == method) & (rows.document == name)]
+    first, second = (own[own.role == "adapted"].nats.sum() for own in (found, known))
+    return first, second
 
 
 def gpt2(
