@@ -18,7 +18,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 
@@ -104,6 +104,7 @@ TRAINER: dict[str, Any] = {
 
 def parser() -> ArgumentParser:
     """The settings of a run: each section's keys are the arguments of the class that it makes."""
+    set_parsing_settings(import_path_denylist=[])  # refuse what jsonargparse would warn of: a YAML that names os.system
     settings = ArgumentParser(prog="python -m dynlight.fit", exit_on_error=False, allow_abbrev=False)
     settings.add_argument("--config", action=ConfigFile)
     settings.add_class_arguments(Pretrained, "model")

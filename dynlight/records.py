@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,10 @@ class Records(Callback):
     def __init__(
         self, folder: str | Path | None = None, settings: dict[str, Any] | None = None, resumes: bool = False
     ) -> None:
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="dynlight-")
-        self.folder = Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="dynlight-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.folder = Path(folder)
         self.parts = Parts(self.folder / "rows")
         self._settings = settings or {}
         self._resumes = resumes
