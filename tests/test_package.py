@@ -255,7 +255,8 @@ def test_commands_in_readme_exist(line):
     if command[:1] == ["make"]:
         assert f"\n{command[1]}:" in (ROOT / "Makefile").read_text("utf-8")
     if command[:2] == ["python", "-m"]:
-        assert (ROOT / f"{command[2].replace('.', '/')}.py").exists()
+        path = ROOT / command[2].replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
     for argument in command:
         if argument.startswith(("configs/", "experiments/", "dynlight/")):
             assert (ROOT / argument).exists()

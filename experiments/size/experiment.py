@@ -34,11 +34,20 @@ def verdict(rows: pd.DataFrame) -> str:
     """Each adapted model against the next larger static one."""
     sizes = {results.short(model): own for model, own in rows.groupby(BY[0], sort=False)}
     names = list(sizes)
-    told, holds = [], []
+    told: list[str] = []
+    holds: list[bool | None] = []
     for small, large in itertools.pairwise(names):
         adapted, static = sizes[small], sizes[large]
         margin = results.margin(static[static.role == "static"], adapted[adapted.role == "adapted"])
-        holds.append(margin[0] > 0)
+        holds.append(margin[0] > 0 if margin[1] is None or margin[1] * margin[2] > 0 else None)  # None: not decided
         told.append(f"{small} adapted against {large} static: {results.said(margin)}")
-    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    word = (
+        "holds"
+        if all(holds)
+        else "not decided"
+        if None in holds
+        else "holds in part"
+        if any(holds)
+        else "does not hold"
+    )
     return f"{word}: bits per byte in favour of the small adapted model: {'; '.join(told)}"
