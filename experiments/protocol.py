@@ -127,7 +127,7 @@ def choose_rate(base: Sequence[str], small: bool = False) -> tuple[float, dict[f
     The search begins at the configuration's `rates` (else at those that suit its rule) and is widened by half a decade at
     the edge where its best lies, until it lies within.
     """
-    config = fit.parse(base)
+    config = fit.parse([*base, *SMALL] if small else base)
     rates = sorted(config.rates or _usual(config))
     tried: dict[float, float] = {}
     for _ in range(1 if small else MOST_STEPS):
