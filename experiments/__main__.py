@@ -3,7 +3,8 @@
 python -m experiments                      lists the experiments
 python -m experiments run NAME [--small]   measures each point of its grid that isn't done yet; --small: a few tokens
 python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls
-python -m experiments figure NAME          draws figure.png and figure.svg and prints the table, from results.csv
+python -m experiments figure NAME          draws its figure and writes table and verdict into its notes, from results.csv
+python -m experiments verdicts             prints the table of README.md, from all results.csv
 """
 
 import os

@@ -3,6 +3,7 @@
 A point is a dictionary of settings of `dynlight.fit`, which W&B's agent hands over as `--setting=value`.
 """
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -41,6 +42,11 @@ def arguments(point: dict[str, Any]) -> list[str]:
     return [f"--{setting}={value}" for setting, value in point.items()]
 
 
+def run_of(name: str, point: dict[str, Any]) -> list[str]:
+    """The point as arguments of `dynlight.fit`: the experiment's `run.yaml`, overridden by its settings."""
+    return ["--config", str(folder_of(name) / "run.yaml"), *arguments(point)]
+
+
 def point_of(arguments: list[str]) -> dict[str, Any]:
     """The point that arguments `--setting=value` describe.
 
@@ -58,7 +64,5 @@ def point_of(arguments: list[str]) -> dict[str, Any]:
 
 def key_of(point: dict[str, Any]) -> str:
     """A file's name for the point, the same for the same settings."""
-    import hashlib
-
     text = json.dumps({setting: str(value) for setting, value in sorted(point.items())})
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,7 +16,6 @@ import math
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from dynlight.module import DynamicEvaluation
 from dynlight.progress import DocumentProgress
 from dynlight.records import Records
 from dynlight.updates import usual_rates
-from experiments.grid import folder_of, key_of
+from experiments.grid import key_of, run_of
 from experiments.results import RUNS
 
 # Books that no model of the ladder has learned from, and no test is made of; as much of each is read as of the test's.
@@ -59,7 +58,6 @@ class Reading:
 
     def __init__(self, arguments: Sequence[str], model: Any = None, data: Any = None) -> None:
         fit.quiet()
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         choices = fit.parser().instantiate(fit.parse(arguments))
         tokenizer = choices.model.load_tokenizer()
@@ -96,9 +94,7 @@ class Reading:
         return found.assign(document=found.document.map(names))
 
 
-def measure(
-    name: str, point: dict[str, Any], small: bool = False, every: int | None = None, controls: bool = True
-) -> pd.DataFrame:
+def measure(name: str, point: dict[str, Any], small: bool = False, every: int | None = None) -> pd.DataFrame:
     """Rows of the results: for each role and document the sums, with the rate that was chosen.
 
     Args:
@@ -106,17 +102,15 @@ def measure(
         point: settings that override its `run.yaml`.
         small: whether a few tokens must do.
         every: how many tokens a row is of; None: a document.
-        controls: whether `static_equal_flops` and `wrong_document` are read too.
     """
-    base = ["--config", str(folder_of(name) / "run.yaml"), *(f"--{key}={value}" for key, value in point.items())]
+    base = run_of(name, point)
     test = [*base, *SMALL, f"--data.max_tokens={SMALL_TOKENS}"] if small else base
     is_mixed = fit.parse(base).mixture is not None
     rate = None if is_mixed else choose_rate(base, small)[0]
     learned = test if is_mixed else [*test, "--rates=null", f"--update.lr={rate}"]
     found = {"adapted": adapted(learned, every), "static": static(test, every)}
-    if controls:
-        found["static_equal_flops"] = equal_flops(test, found["adapted"], every)
-    if controls and not is_mixed:
+    found["static_equal_flops"] = equal_flops(test, found["adapted"], every)
+    if not is_mixed:
         found["wrong_document"] = wrong_document(learned, small, every)
     return labelled(found, rate)
 

@@ -34,7 +34,7 @@ def test_a_grid_is_a_sweep_of_wandb_whose_points_are_runs(name):
     for point in points:
         assert grid.key_of(grid.point_of(grid.arguments(point))) == grid.key_of(point), "as an agent hands it over"
         if not hasattr(import_module(f"experiments.{name}.experiment"), "measure"):
-            fit.parse(["--config", str(grid.folder_of(name) / "run.yaml"), *grid.arguments(point)])
+            fit.parse(grid.run_of(name, point))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,7 +61,7 @@ def again(name: str, rows: pd.DataFrame) -> tuple[float, float]:
     """Nats of the document of the first adapted row, read alone at that row's rate, and those in the results."""
     row = rows[rows.role == "adapted"].iloc[0]
     settings = list(grid.points(name)[0])
-    arguments = ["--config", str(grid.folder_of(name) / "run.yaml"), *(f"--{key}={row[key]}" for key in settings)]
+    arguments = grid.run_of(name, row[settings].to_dict())
     config = fit.parse(arguments)
     files = Path(str(config.data.data_files)).parent / row.document
     if config.model.pretrained != "tiny-books" and not Path(config.model.pretrained).exists():

@@ -14,7 +14,7 @@ ONE = ["--data.documents=1", "--data.max_tokens=640", "--data.together=1", "--ra
 def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     """As the protocol does, by position in the document, with learned weights and peak memory of one document alone."""
     rows = protocol.measure("lora", settings, small, every=EVERY)
-    base = ["--config", str(grid.folder_of("lora") / "run.yaml"), *grid.arguments(settings)]
+    base = grid.run_of("lora", settings)
     alone = [*base, *(protocol.SMALL if small else []), *ONE]
     run = protocol.alone(alone)
     rows["learned_weights"], rows["peak_memory_bytes"] = run["learned_parameters"], run["peak_memory_bytes"]

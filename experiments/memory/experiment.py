@@ -33,7 +33,7 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     another segment than its question, so nothing at all is known of it.
     """
     (rule,) = (name for name in RATES if name in settings["update"])
-    base = ["--config", str(grid.folder_of("memory") / "run.yaml"), *grid.arguments(settings), f"--rates={RATES[rule]}"]
+    base = [*grid.run_of("memory", settings), f"--rates={RATES[rule]}"]
     base += SMALL if small else []
     if rule == "RMSDynamic":
         base += SMALL_STATISTICS if small else STATISTICS
@@ -58,7 +58,7 @@ def pairs_of(base: list[str], small: bool) -> tuple[list[Pair], int]:
 
 def again(rows: pd.DataFrame) -> tuple[float, float]:
     """Nats of the facts planted in the first book, at the first rate, now and in the results."""
-    base = ["--config", str(grid.folder_of("memory") / "run.yaml"), "--rates=[0.03]", "--data.documents=1"]
+    base = [*grid.run_of("memory", {}), "--rates=[0.03]", "--data.documents=1"]
     pairs, together = pairs_of(base, small=False)
     found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs, together)
     known = rows[(rows["update"] == "{class_path: SGD}") & (rows.document == pairs[0].name) & (rows.rate == 0.03)]

@@ -38,7 +38,7 @@ def measure(settings: dict[str, Any], small: bool, documents_read: int | None = 
     """Nats of each document, by hand and by dynlight, which scores the static model beside it."""
     method = settings["method"]
     window = SMALL_WINDOW if small else WINDOW
-    base = ["--config", str(grid.folder_of("oracle") / "run.yaml")]
+    base = grid.run_of("oracle", {})
     base += [*protocol.SMALL, f"--data.max_tokens={protocol.SMALL_TOKENS}"] if small else []
     base += [f"--data.documents={documents_read}"] if documents_read else []
     choices = fit.parser().instantiate(fit.parse(base))

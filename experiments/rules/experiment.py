@@ -17,7 +17,7 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
         return protocol.measure("rules", {"update": MIXTURE, "mixture": "{}"}, small)
     settings = {"update": settings["update"].replace(BOOKS, "dynlight/m*.py") if small else settings["update"]}
     rows = protocol.measure("rules", settings, small)
-    base = ["--config", str(grid.folder_of("rules") / "run.yaml"), *grid.arguments(settings)]
+    base = grid.run_of("rules", settings)
     if not small:
         rows["lowest_rate"], rows["highest_rate"] = good_range(base)
     return rows
