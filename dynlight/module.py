@@ -10,6 +10,7 @@ for segment in document:                        # Trainer.fit
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,18 @@ class Score:
     def updates_of(self, row: int) -> int:
         """Updates that each expert made of a row."""
         return 0 if row in self.unlearned else self.updates
+
+
+def warn_of_imitated_bf16(trainer: Trainer) -> None:
+    """Says on stderr that a run will be slow where bf16 is asked of a CPU that has no instructions for it."""
+    on_cpu = trainer.strategy.root_device.type == "cpu" and torch.backends.mkldnn.is_available()
+    asked = on_cpu and trainer.is_global_zero and "bf16" in str(trainer.precision)
+    if asked and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print(
+            f"warning: trainer.precision should be 32-true here, got {trainer.precision}: this CPU has no bf16 instructions "
+            "and imitates them, some 50 times slower",
+            file=sys.stderr,
+        )
 
 
 def check_precision(precision: str | int | None) -> None:

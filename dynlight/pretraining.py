@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dynlight.errors import one_line
+from dynlight.module import warn_of_imitated_bf16
 from dynlight.pretrained import Pretrained
 
 BOS = "<s>"
@@ -159,6 +160,56 @@ def mean_nats(model: PreTrainedModel, windows: torch.Tensor, mask: torch.Tensor 
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon: momentum 0.95 (Nesterov), whose update each matrix takes made nearly orthogonal.
+
+        m ← 0.95 m + 0.05 g,   u = NewtonSchulz(0.95 m + 0.05 g),   θ ← (1 − ε w) θ − ε sqrt(max(1, rows / columns)) u
+
+    What `torch.optim.Muon` does, but for the precision of the five Newton-Schulz steps, which there is bfloat16: a CPU
+    without bfloat16 instructions imitates them, and they take longer than forward and backward.
+
+    Args:
+        matrices: weights [rows, columns].
+        lr: ε.
+        weight_decay: w.
+        dtype: of the Newton-Schulz steps.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+
+    MOMENTUM = 0.95
+    COEFFICIENTS = (3.4445, -4.775, 2.0315)
+    STEPS = 5
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Change each matrix by its gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - self.MOMENTUM)
+                update = self.orthogonal(matrix.grad.lerp(momentum, self.MOMENTUM))
+                rows, columns = matrix.shape
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+
+    def orthogonal(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The matrix with its singular values moved near 1, in five steps X ← aX + (b XXᵀ + c (XXᵀ)²) X."""
+        a, b, c = self.COEFFICIENTS
+        tall = matrix.shape[0] > matrix.shape[1]
+        wide = matrix.to(self.dtype).T if tall else matrix.to(self.dtype)
+        wide = wide / wide.norm().clamp(min=1e-7)
+        for _ in range(self.STEPS):
+            gram = wide @ wide.T
+            wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+        return wide.T if tall else wide
+
+
 class Pretraining(LightningModule):
     """Learn a causal language model: Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases.
 
@@ -218,7 +269,8 @@ class Pretraining(LightningModule):
         embeddings = {weight for module in outside for weight in module.parameters()}
         matrices = [weight for weight in self.parameters() if weight.ndim == 2 and weight not in embeddings]
         others = [weight for weight in self.parameters() if weight.ndim != 2 or weight in embeddings]
-        muon = torch.optim.Muon(matrices, lr=self.matrix_lr, momentum=0.95, weight_decay=self.weight_decay)
+        low = "bf16" in str(self.trainer.precision)
+        muon = Muon(matrices, self.matrix_lr, self.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
         optimizers = [muon, torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)]
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -373,6 +425,7 @@ def pretrain(
             "enable_model_summary": False,
         }
         lightning = Trainer(**{**quiet, **(trainer or {})}, devices=1, max_epochs=1, callbacks=[keeper])
+        warn_of_imitated_bf16(lightning)
         lightning.fit(module, data, ckpt_path=resume)
     folder.mkdir(parents=True, exist_ok=True)
     network.to(device="cpu", dtype=torch.bfloat16).save_pretrained(folder)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynlight import pretraining
 from dynlight.pretraining import (
+    Muon,
     Pretraining,
     TextWindows,
     WindowStream,
@@ -227,6 +228,34 @@ def test_rates_rise_then_fall_to_zero():
         factors.append(module.rate_factor())
     assert factors[0] == pytest.approx(0.05) and factors[-1] == pytest.approx(0.01)
     assert factors[10:50] == [1.0] * 40
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
+def test_muon_is_that_of_torch_in_bf16_and_close_to_it_in_fp32(shape):
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    theirs, ours, exact = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    optimizers = [
+        torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.01),
+        Muon([ours], 0.02, 0.01, torch.bfloat16),
+        Muon([exact], 0.02, 0.01, torch.float32),
+    ]
+    for step in range(4):
+        for matrix, optimizer in zip((theirs, ours, exact), optimizers, strict=True):
+            matrix.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))
+            optimizer.step()
+    assert torch.equal(theirs, ours)
+    assert 0 < (theirs - exact).abs().max() < 0.02 * (theirs - start).abs().max()
+
+
+def test_a_cpu_that_imitates_bf16_is_told(texts, tmp_path, capsys):
+    run(texts, tmp_path / "whole", updates=1)
+    assert "trainer.precision" not in capsys.readouterr().err
+    data = ["--data.files", texts, "--data.tokens", "32", "--data.window", "16", "--data.windows", "2"]
+    out = ["--out", str(tmp_path / "half"), "--vocabulary", "270", "--learning.compile", "false"]
+    small = ["--model.hidden_size", "32", "--model.intermediate_size", "48", "--trainer.precision", "bf16-mixed"]
+    assert main(["--config", CONFIG, *small, *data, *out]) == 0
+    told = "trainer.precision should be 32-true here, got bf16-mixed" in capsys.readouterr().err
+    assert told != torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
