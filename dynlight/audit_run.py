@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from dynlight.audit_checks import Scorer, Tokens
 from dynlight.context import position_limit
 from dynlight.documents import Document, prefix_token
 from dynlight.module import DynamicEvaluation, check_precision
-from dynlight.progress import DocumentProgress
 from dynlight.schedule import due
 from dynlight.updates import at_rate
 
@@ -183,11 +181,10 @@ class RunScorer:
         stream = copy.copy(self._choices.data)
         stream.loaded = documents
         stream.together = 1 if stream.together == "auto" else stream.together
-        collect, silent = Collect(), DocumentProgress()
-        silent.disable()
+        collect = Collect()
         settings = fit.on_one_device(copy.deepcopy(self._choices.trainer))
         if any(len(document) for document in documents):
-            fit.make_trainer(settings, [collect, silent], Path.cwd()).fit(module, stream)
+            fit.silent_trainer(settings, [collect]).fit(module, stream)
         return collect
 
 

@@ -31,7 +31,7 @@ from dynlight.durable import draft_of
 from dynlight.errors import ConfigFile, one_line, raised_here, setting_names
 from dynlight.flops import FlopsLogger
 from dynlight.mixture import Mixture
-from dynlight.module import DynamicEvaluation, check_precision
+from dynlight.module import DynamicEvaluation, check_precision, warn_of_imitated_bf16
 from dynlight.parameters import Parameters
 from dynlight.pretrained import Pretrained
 from dynlight.progress import DocumentProgress
@@ -196,6 +196,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
         checkpoint.start = find_start(folder, origin, choices.data, choices.context, choices.reset.every, trainer)
     else:
         origin.begin(choices.data, strategies.share_of(trainer)[1])
+    warn_of_imitated_bf16(trainer)
     seed_everything(config.seed, verbose=False)
     module = DynamicEvaluation(choices.model.load(), tokenizer, **chosen)
     try:
@@ -268,11 +269,7 @@ def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder:
     settings.logger, settings.callbacks = False, None
     settings.devices = [device.index] if device.type == "cuda" else 1
 
-    def make() -> Trainer:
-        silent = DocumentProgress()
-        silent.disable()
-        return make_trainer(settings, [silent], folder)
-
+    make = partial(silent_trainer, settings, [], folder)
     processes = getattr(trainer.strategy, "num_processes", 1)
     return together.Trial(choices.model.load, chosen, choices.data.loaded, make, device, processes)
 
@@ -310,6 +307,13 @@ def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> T
         named = re.search(r"`(accelerator|devices|strategy|precision|num_nodes)\b", reason)
         setting = f"trainer.{named[1]}" if named else "trainer"
         raise ValueError(f"{setting} must be what Lightning can run here, got something else: {reason}") from error
+
+
+def silent_trainer(settings: Namespace, meters: list[Callback], folder: Path | None = None) -> Trainer:
+    """The same, without a progress bar."""
+    silent = DocumentProgress()
+    silent.disable()
+    return make_trainer(settings, [*meters, silent], folder or Path.cwd())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

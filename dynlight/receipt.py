@@ -362,7 +362,6 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     """
     from dynlight import fit
     from dynlight.module import DynamicEvaluation
-    from dynlight.progress import DocumentProgress
 
     folder = Path(folder)
     contents = _read(folder)
@@ -386,11 +385,9 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
                   if indices & {each.index for each in wave} for each in wave]  # fmt: skip
     stream.loaded = [document for document in loaded if document.index in set(needed)]
     again = Receipt()
-    silent = DocumentProgress()
-    silent.disable()
     alone = len(waves(stream.loaded, module.context, stream.together)) == 1
     last = max(row[1] for row in chosen) if alone else None
-    fit.make_trainer(fit.on_one_device(choices.trainer), [again, silent, _StopAfter(last)], folder).fit(module, stream)
+    fit.silent_trainer(fit.on_one_device(choices.trainer), [again, _StopAfter(last)], folder).fit(module, stream)
     hashes = again.contents["hashes"] | {
         "data": hash_of_documents(loaded),
         "config": hash_of((folder / "config.yaml").read_bytes()),
