@@ -46,15 +46,14 @@ golden: $(VENV)/test.stamp ## renew the golden values; say in CHANGELOG.md why t
 benchmark: $(VENV)/core.stamp ## measure speed and memory against loops written by hand
 	$(BIN)/python experiments/speed/benchmark.py
 
-# The models of the experiments: each is made unless it is there, and goes on where it was cut short. books_* are fine-tuned
-# from general_3m.
-LADDER = general_3m general_1m general_8m books_little books_more books_all
-ladder: $(VENV)/core.stamp ## pretrain the models of the experiments, in runs/ladder: hours, and it can be cut short
-	for name in $(LADDER); do \
-	  last=runs/ladder/$$name/checkpoints/last.ckpt; \
-	  test -f runs/ladder/$$name/config.json || $(BIN)/python -m dynlight.pretraining \
-	    --config configs/ladder/$$name.yaml $$(test -f $$last && echo --resume $$last) || exit; \
-	done
+# The models of the experiments: each is made unless it is there, and goes on where it was cut short; two at a time, in an order
+# in which books_* find general_3m, from which they are fine-tuned.
+LADDER = general_3m general_8m books_third general_1m books_more books_little
+ladder: $(VENV)/core.stamp ## pretrain those models of experiments/ladder that were removed: hours, and it can be cut short
+	printf '%s\n' $(LADDER) | xargs -P 2 -I NAME sh -c '\
+	  last=experiments/ladder/NAME/checkpoints/last.ckpt; \
+	  test -f experiments/ladder/NAME/config.json || $(BIN)/python -m dynlight.pretraining \
+	    --config configs/ladder/NAME.yaml $$(test -f $$last && echo --resume $$last)'
 
 clean: ## remove the virtual environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,15 @@
 """`python -m experiments`: the paper's claims, measured.
 
 python -m experiments                      lists the experiments
-python -m experiments run NAME [--small]   measures each point of its grid that isn't done yet; --small: a few tokens
-python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls
-python -m experiments figure NAME          draws its figure and writes table and verdict into its notes, from results.csv
+python -m experiments run NAME             measures each point of its grid that isn't done yet
+    --scale small                          … in a few tokens (also --small), or at the paper's scale: --scale paper
+    --again                                … each point, as if none were done
+python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls; --scale as above
+python -m experiments figure NAME          draws its figure and writes table and verdict into its notes
 python -m experiments verdicts             prints the table of README.md, from all results.csv
 """
 
+import argparse
 import os
 import sys
 import time
@@ -25,12 +28,14 @@ def main(arguments: list[str]) -> int:
             case [] | ["-h"] | ["--help"]:
                 print(__doc__)
                 print("\n".join(f"    {name:20} {question_of(name)}" for name in grid.names()))
-            case ["run", name]:
-                run(name, small=False)
-            case ["run", name, "--small"]:
-                run(name, small=True)
-            case ["point", name, *settings]:
-                point(name, grid.point_of(settings))
+            case ["run", name, *options]:
+                scale, others = scale_of(options)
+                if others not in ([], ["--again"]):
+                    raise ValueError(f"the options of run must be --scale or --again, got {' '.join(others)}")
+                run(name, scale, again=bool(others))
+            case ["point", name, *options]:
+                scale, settings = scale_of(options)
+                point(name, grid.point_of(settings), scale)
             case ["figure", name]:
                 figure(name)
             case ["verdicts"]:
@@ -48,45 +53,58 @@ def question_of(name: str) -> str:
     return str(import_module(f"experiments.{name}.experiment").__doc__).splitlines()[0]
 
 
-def measure(name: str, settings: dict[str, Any], small: bool) -> pd.DataFrame:
-    """The rows of one point, by the experiment's own `measure` or, where it has none, the protocol's."""
+def scale_of(options: list[str]) -> tuple[grid.Scale, list[str]]:
+    """The scale that the options name, and those that are left."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("--scale", default=results.COMMITTED)
+    flags.add_argument("--small", dest="scale", action="store_const", const="small")
+    try:
+        found, others = flags.parse_known_args(options)
+    except argparse.ArgumentError as error:
+        raise ValueError("scale must be given a name, got nothing") from error
+    return grid.Scale.read(found.scale), others
+
+
+def measure(name: str, settings: dict[str, Any], scale: grid.Scale) -> pd.DataFrame:
+    """Measures one point, by the experiment's own `measure` or, where it has none, the protocol's, and keeps its rows."""
     from experiments import protocol
 
     protocol.threads()
+    began = time.perf_counter()
     own = getattr(import_module(f"experiments.{name}.experiment"), "measure", None)
-    return own(settings, small) if own else protocol.measure(name, settings, small)
+    rows = own(settings, scale) if own else protocol.measure(name, settings, scale)
+    results.keep(name, settings, rows, scale, time.perf_counter() - began)
+    return rows
 
 
-def run(name: str, small: bool) -> None:
+def run(name: str, scale: grid.Scale, again: bool = False) -> None:
     """Measures all points that aren't done yet, then says what was found."""
     points = grid.points(name)
-    if small:
+    if scale.quick:
         points = points[:: max(1, len(points) - 1)]  # the first and the last
-    waiting = [point for point in points if small or not results.path_of(name, point).exists()]
+    waiting = [point for point in points if again or scale.quick or not results.is_done(name, point, scale)]
     print(f"{name}: {len(points) - len(waiting)} points done, {len(waiting)} to go", flush=True)
     began = time.perf_counter()
     missing: list[str] = []
     for number, settings in enumerate(waiting, start=1):
         try:
-            results.keep(name, settings, measure(name, settings, small), small)
+            measure(name, settings, scale)
         except ValueError as error:
-            missing.append(f"{error}")  # as a model that `make ladder` has yet to make; other points may do without
+            missing.append(f"{error}")  # as a model that isn't there; other points may do without
         seconds = time.perf_counter() - began
         left = seconds / number * (len(waiting) - number)
         described = " ".join(grid.arguments(settings))
         print(f"{number}/{len(waiting)}  {seconds:6,.0f} s, {left:6,.0f} s left  {described}", flush=True)
-    rows = results.join(name, small)
+    rows = results.join(name, scale)
     if len(rows):
         print(results.markdown(results.totals(rows, [*points[0], "role"])))
     if missing:
         raise ValueError(f"{len(missing)} points could not be measured, the first as {missing[0]}")
 
 
-def point(name: str, settings: dict[str, Any]) -> None:
-    """Measures one point and keeps its rows; under `wandb agent` its totals go to W&B too."""
-    rows = measure(name, settings, small=False)
-    results.keep(name, settings, rows)
-    table = results.totals(rows, ["role"]).set_index("role")
+def point(name: str, settings: dict[str, Any], scale: grid.Scale) -> None:
+    """Measures one point; under `wandb agent` its totals go to W&B too."""
+    table = results.totals(measure(name, settings, scale), ["role"]).set_index("role")
     print(results.markdown(table.reset_index()))
     if "WANDB_SWEEP_ID" in os.environ:
         import wandb
@@ -102,7 +120,7 @@ def figure(name: str) -> None:
     from experiments.pictures import save
 
     experiment = import_module(f"experiments.{name}.experiment")
-    rows = results.load(name)
+    rows = results.join(name, grid.Scale.read())
     save(experiment.figure(rows), grid.folder_of(name))
     found = f"**{experiment.verdict(rows)}**\n\n![](figure.svg)\n\n{results.markdown(experiment.table(rows))}"
     results.note(name, found)
@@ -110,14 +128,19 @@ def figure(name: str) -> None:
 
 
 def verdicts() -> str:
-    """One line an experiment: its question, what was found, the command."""
-    lines = ["| experiment | question | verdict | command |", "|---|---|---|---|"]
+    """One line an experiment: its question, what was found, the command, the commits that measured it and the hours it took."""
+    lines = ["| experiment | question | verdict | command | commit | hours on one core |", "|---|---|---|---|---|---|"]
     for name in grid.names():
-        experiment = import_module(f"experiments.{name}.experiment")
-        measured = (grid.folder_of(name) / "results.csv").exists()
-        verdict = experiment.verdict(results.load(name)) if measured else "not measured yet"
+        verdict, commits, hours = "not measured yet", "", ""
+        if (grid.folder_of(name) / "results.csv").exists():
+            rows = results.load(name)
+            verdict = import_module(f"experiments.{name}.experiment").verdict(rows)
+            commits = ", ".join(rows["commit"].unique())
+            hours = f"{rows.drop_duplicates('key').took.sum(min_count=1) / 3600:.1f}".replace("nan", "not kept")
         command = f"`python -m experiments run {name}`"
-        lines.append(f"| [{name}]({name}/notes.md) | {question_of(name)} | {verdict} | {command} |")
+        lines.append(
+            f"| [{name}]({name}/notes.md) | {question_of(name)} | {verdict} | {command} | {commits} | {hours} |"
+        )
     return "\n".join(lines)
 
 

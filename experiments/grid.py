@@ -1,4 +1,4 @@
-"""The grid of an experiment: its `sweep.yaml`, in W&B's format, as the list of its points.
+"""The grid of an experiment: its `sweep.yaml`, in W&B's format, as the list of its points; and the scales it is measured at.
 
 A point is a dictionary of settings of `dynlight.fit`, which W&B's agent hands over as `--setting=value`.
 """
@@ -6,12 +6,51 @@ A point is a dictionary of settings of `dynlight.fit`, which W&B's agent hands o
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dynlight.pretrained import ASSETS
+
 FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Models and documents that an experiment is measured with: one of `scales/*.yaml`.
+
+    Args:
+        name: of the file.
+        choice: settings of the documents that learning rates are chosen on.
+        wrong: settings of the book of the wrong-document control.
+        statistics: arguments of DocumentStream, of what RMSDynamic's statistics are taken from.
+        test: settings of the documents that are scored, where they are not those of `run.yaml`.
+        models: for a model of `run.yaml` or of the grid, the one in its place.
+        quick: whether the first and the last point must do, and a learning rate out of those of `run.yaml`.
+    """
+
+    name: str
+    choice: dict[str, Any]
+    wrong: dict[str, Any]
+    statistics: dict[str, Any]
+    test: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    quick: bool = False
+
+    @classmethod
+    def read(cls, name: str = "books") -> "Scale":
+        """The scale of this name.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        names = sorted(path.stem for path in (FOLDER / "scales").glob("*.yaml"))
+        if name not in names:
+            raise ValueError(f"the scale must be one of {', '.join(names)}, got {name}")
+        return cls(name, **yaml.safe_load((FOLDER / "scales" / f"{name}.yaml").read_text("utf-8")))
 
 
 def names() -> list[str]:
@@ -37,17 +76,29 @@ def points(name: str) -> list[dict[str, Any]]:
     return [dict(zip(parameters, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def arguments(point: dict[str, Any]) -> list[str]:
+def arguments(point: Mapping[str, Any]) -> list[str]:
     """The point as W&B's agent writes it on the command line."""
-    return [f"--{setting}={value}" for setting, value in point.items()]
+    return [f"--{setting}={_written(value)}" for setting, value in point.items()]
 
 
-def run_of(name: str, point: dict[str, Any]) -> list[str]:
-    """The point as arguments of `dynlight.fit`: the experiment's `run.yaml`, overridden by its settings."""
-    return ["--config", str(folder_of(name) / "run.yaml"), *arguments(point)]
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def point_of(arguments: list[str]) -> dict[str, Any]:
+def run_of(name: str, point: Mapping[str, Any], scale: Scale) -> list[str]:
+    """The point as arguments of `dynlight.fit`: the experiment's `run.yaml`, overridden by its settings and the scale's."""
+    model = model_of(name, point, scale)
+    overrides = {**point, "model.pretrained": model, **scale.test}
+    return ["--config", str(folder_of(name) / "run.yaml"), *arguments(overrides)]
+
+
+def model_of(name: str, point: Mapping[str, Any], scale: Scale) -> str:
+    """The model that the point reads with."""
+    chosen = str(point.get("model.pretrained") or _run(name)["model"]["pretrained"])
+    return scale.models.get(chosen, chosen)
+
+
+def point_of(arguments: Sequence[str]) -> dict[str, Any]:
     """The point that arguments `--setting=value` describe.
 
     Raises:
@@ -62,7 +113,29 @@ def point_of(arguments: list[str]) -> dict[str, Any]:
     return point
 
 
-def key_of(point: dict[str, Any]) -> str:
-    """A file's name for the point, the same for the same settings."""
-    text = json.dumps({setting: str(value) for setting, value in sorted(point.items())})
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def key_of(name: str, point: Mapping[str, Any], scale: Scale) -> str:
+    """A short name for what the point measures: another one as soon as its settings or the model's weights are others."""
+    model = model_of(name, point, scale)
+    described = {
+        "run": _run(name),
+        "point": {setting: _written(value) for setting, value in point.items()},
+        "test": scale.test,
+        "model": model,
+        "weights": weights_of(model),
+    }
+    return digest(described)
+
+
+def weights_of(model: str) -> str:
+    """The digest of a model's weights, where they lie here."""
+    path = (ASSETS / model if model == "tiny-books" else Path(model)) / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def digest(described: Any) -> str:
+    """Ten hex digits of a description."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _run(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((folder_of(name) / "run.yaml").read_text("utf-8")))

@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,24 +28,15 @@ from lightning.pytorch import seed_everything
 from dynlight import fit
 from dynlight.experts import nats_by_document
 from dynlight.module import DynamicEvaluation
-from dynlight.progress import DocumentProgress
 from dynlight.records import Records
 from dynlight.updates import usual_rates
-from experiments.grid import key_of, run_of
+from experiments.grid import Scale, arguments, digest, model_of, run_of, weights_of
 from experiments.results import RUNS
 
-# Books that no model of the ladder has learned from, and no test is made of; as much of each is read as of the test's.
-CHOICE = ["--data.data_files=../shared/data/books/train/114*.txt", "--data.documents=2"]
-WRONG = ["--data.data_files=../shared/data/books/train/11421.txt"]
-# In place of books, where a quick look must do: both are on every machine.
-SMALL = ["--model.pretrained=tiny-books", "--data.path=python-stdlib", "--data.data_files=null", "--data.documents=2"]
-SMALL_CHOICE = ["--data.path=text", "--data.data_files=dynlight/m*.py", "--data.documents=2"]
-SMALL_TOKENS = 160
 WIDER = 10**0.5  # one step of the search for a rate
 MOST_STEPS = 8
-# The longest window that a model was trained to read, where that is not the table of its positions.
-TRAINED_WINDOW = {"tiny-books": 512}
-LADDER_WINDOW = 1024
+# The longest window that a model was trained to read, where it has room for more positions.
+TRAINED_WINDOWS = {"tiny-books": 512, "experiments/ladder": 1024}
 SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
 
 
@@ -66,10 +56,9 @@ class Reading:
         if model is not None:  # as another reading left it
             chosen["update"] = chosen["rates"] = chosen["mixture"] = None
         self.module = DynamicEvaluation(model or choices.model.load(), tokenizer, **chosen)
-        self.records, silent = Records(), DocumentProgress()
-        silent.disable()
+        self.records = Records()
         choices.trainer.logger = False
-        fit.make_trainer(choices.trainer, [self.records, silent], Path("runs")).fit(self.module, data or choices.data)
+        fit.silent_trainer(choices.trainer, [self.records]).fit(self.module, data or choices.data)
 
     @property
     def rates(self) -> list[float]:
@@ -94,38 +83,37 @@ class Reading:
         return found.assign(document=found.document.map(names))
 
 
-def measure(name: str, point: dict[str, Any], small: bool = False, every: int | None = None) -> pd.DataFrame:
+def measure(name: str, point: dict[str, Any], scale: Scale, every: int | None = None) -> pd.DataFrame:
     """Rows of the results: for each role and document the sums, with the rate that was chosen.
 
     Args:
         name: of the experiment.
         point: settings that override its `run.yaml`.
-        small: whether a few tokens must do.
+        scale: of the documents and models.
         every: how many tokens a row is of; None: a document.
     """
-    base = run_of(name, point)
-    test = [*base, *SMALL, f"--data.max_tokens={SMALL_TOKENS}"] if small else base
-    is_mixed = fit.parse(base).mixture is not None
-    rate = None if is_mixed else choose_rate(base, small)[0]
+    test = run_of(name, point, scale)
+    is_mixed = fit.parse(test).mixture is not None
+    rate = None if is_mixed else choose_rate(test, scale)[0]
     learned = test if is_mixed else [*test, "--rates=null", f"--update.lr={rate}"]
     found = {"adapted": adapted(learned, every), "static": static(test, every)}
     found["static_equal_flops"] = equal_flops(test, found["adapted"], every)
     if not is_mixed:
-        found["wrong_document"] = wrong_document(learned, small, every)
+        found["wrong_document"] = wrong_document(learned, scale, every)
     return labelled(found, rate)
 
 
-def choose_rate(base: Sequence[str], small: bool = False) -> tuple[float, dict[float, float]]:
+def choose_rate(test: Sequence[str], scale: Scale) -> tuple[float, dict[float, float]]:
     """The best learning rate on the books of choice, and the nats per token of each rate that was tried.
 
     The search begins at the configuration's `rates` (else at those that suit its rule) and is widened by half a decade at
     the edge where its best lies, until it lies within.
     """
-    config = fit.parse([*base, *SMALL] if small else base)
+    config = fit.parse(test)
     rates = sorted(config.rates or _usual(config))
     tried: dict[float, float] = {}
-    for _ in range(1 if small else MOST_STEPS):
-        tried |= try_rates(base, rates, small)
+    for _ in range(1 if scale.quick else MOST_STEPS):
+        tried |= try_rates(test, rates, scale)
         best = min(tried, key=tried.__getitem__)
         if best == max(tried):
             rates = [rounded(best * WIDER)]
@@ -136,16 +124,23 @@ def choose_rate(base: Sequence[str], small: bool = False) -> tuple[float, dict[f
     return best, dict(sorted(tried.items()))
 
 
+def statistics(name: str, point: dict[str, Any], scale: Scale, segments: int = 200) -> str:
+    """What `RMSDynamic` knows of the gradients, as its setting: taken once from other books, then read from a file."""
+    described = {"data": scale.statistics, "segments": 8 if scale.quick else segments}
+    taken = {**described, "run": run_of(name, {}, scale), "weights": weights_of(model_of(name, point, scale))}
+    file = RUNS / "statistics" / f"{digest(taken)}.safetensors"
+    return json.dumps({**described, "file": str(file)})
+
+
 def _usual(config: Any) -> list[float]:
     choices = fit.parser().instantiate(config)
     width = choices.model.config().get_text_config().hidden_size
     return usual_rates(choices["update"], width, choices.parameters.are_adapters)
 
 
-def try_rates(base: Sequence[str], rates: Sequence[float], small: bool = False) -> dict[float, float]:
-    """Nats per token of each rate on the books of choice."""
-    choice = [*SMALL, *SMALL_CHOICE, f"--data.max_tokens={SMALL_TOKENS}"] if small else CHOICE
-    found = kept(_try_rates, [*base, *choice, f"--rates={list(rates)}"])
+def try_rates(test: Sequence[str], rates: Sequence[float], scale: Scale) -> dict[float, float]:
+    """Nats per token of each rate on the books of choice, of each as many tokens as of those of the test."""
+    found = kept(_try_rates, [*test, *arguments(scale.choice), f"--rates={list(rates)}"])
     return dict(zip(found.rate, found.nats_per_token, strict=True))
 
 
@@ -186,7 +181,7 @@ def equal_flops(test: Sequence[str], adapted: pd.DataFrame, every: int | None) -
 
     How many tokens each window adds is rounded down to half a power of two, so in favour of the static model.
     """
-    window = TRAINED_WINDOW.get(fit.parse(test).model.pretrained, LADDER_WINDOW)
+    window = _trained_window(test)
     budget = adapted.flops.sum() / adapted.tokens.sum()
     disjoint = static(test, every, _overlapping(window, window))  # costs what a forward costs for each token it reads
     share = disjoint.flops.sum() / disjoint.tokens.sum() / budget
@@ -194,15 +189,20 @@ def equal_flops(test: Sequence[str], adapted: pd.DataFrame, every: int | None) -
     return static(test, every, _overlapping(int(2 ** (halves / 2)), window))
 
 
+def _trained_window(test: Sequence[str]) -> int:
+    model = fit.parser().instantiate(fit.parse(test)).model
+    known = [window for start, window in TRAINED_WINDOWS.items() if model.pretrained.startswith(start)]
+    return known[0] if known else int(model.config().get_text_config().max_position_embeddings)
+
+
 def _overlapping(segment: int, window: int) -> dict[str, Any]:
     return {"class_path": "Overlapping", "init_args": {"segment": segment, "window": window}}
 
 
-def wrong_document(learned: Sequence[str], small: bool, every: int | None = None) -> pd.DataFrame:
+def wrong_document(learned: Sequence[str], scale: Scale, every: int | None = None) -> pd.DataFrame:
     """The test set, read by frozen weights that have learned from another book."""
-    other = [*SMALL_CHOICE, "--data.documents=1"] if small else [*WRONG, "--data.documents=1"]
     settings = [*learned, "--reference=null", "--on_failure=stop"]
-    model = Reading([*settings, *other, "--data.together=1"]).module.model.requires_grad_(False)
+    model = Reading([*settings, *arguments(scale.wrong), "--data.together=1"]).module.model.requires_grad_(False)
     return Reading(settings, model).sums(every)
 
 
@@ -211,7 +211,8 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
     config = fit.parse(arguments).as_dict()
     described = {key: str(value) for key, value in config.items() if key not in ("config", "out")}
     described["reads"] = str(getattr(read, "func", read).__name__) + str(getattr(read, "keywords", ""))
-    path = RUNS / "kept" / f"{key_of(described)}.csv"
+    described["weights"] = weights_of(config["model"]["pretrained"])
+    path = RUNS / "kept" / f"{digest(described)}.csv"
     if not path.exists():
         found = read(arguments)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Results: the rows of each point, kept apart in `runs/experiments/NAME/` until all are joined in `results.csv`."""
 
 import math
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,42 +12,67 @@ import yaml
 from dynlight.durable import draft_of, write_text
 from dynlight.experts import paired_margin
 from dynlight.report import bits_per_byte
-from experiments.grid import folder_of, key_of, points
+from experiments.grid import FOLDER, Scale, folder_of, key_of, points
 
 RUNS = Path("runs/experiments")
+COMMITTED = "books"  # the scale of results.csv
 FOUND, END = "<!-- what was found: python -m experiments figure -->", "<!-- end -->"
 
 
-def path_of(name: str, point: dict[str, Any], small: bool = False) -> Path:
+def path_of(name: str, point: dict[str, Any], scale: Scale) -> Path:
     """Where the rows of a point are kept."""
-    return RUNS / (f"{name}-small" if small else name) / f"{key_of(point)}.csv"
+    folder = name if scale.name == COMMITTED else f"{name}-{scale.name}"
+    return RUNS / folder / f"{key_of(name, point, scale)}.csv"
 
 
-def keep(name: str, point: dict[str, Any], rows: pd.DataFrame, small: bool = False) -> None:
-    """Writes the rows of a point, with its settings in front: all of them or, if it is cut short, none."""
-    path = path_of(name, point, small)
+def is_done(name: str, point: dict[str, Any], scale: Scale) -> bool:
+    """Whether the rows of a point are kept, or among the committed results."""
+    return path_of(name, point, scale).exists() or key_of(name, point, scale) in set(_before(name, scale).key)
+
+
+def keep(name: str, point: dict[str, Any], rows: pd.DataFrame, scale: Scale, took: float) -> None:
+    """Writes the rows of a point, all of them or, if it is cut short, none.
+
+    In front stand its settings, behind its key, the commit that measured it and how many seconds that took.
+    """
+    path = path_of(name, point, scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {setting: [str(value)] * len(rows) for setting, value in point.items()}
+    rows = rows.assign(key=path.stem, commit=commit(), took=round(took))
     with draft_of(path) as draft:
         pd.concat([pd.DataFrame(columns, index=rows.index), rows], axis=1).to_csv(draft, index=False)
 
 
-def join(name: str, small: bool = False) -> pd.DataFrame:
-    """Joins what is there of all points, in the order of the grid, and writes `results.csv` unless it is small."""
-    paths = [path_of(name, point, small) for point in points(name)]
-    found = [pd.read_csv(path) for path in paths if path.exists()]
-    if not found:
-        return pd.DataFrame()
-    rows = pd.concat(found, ignore_index=True)
-    if not small:
+def join(name: str, scale: Scale) -> pd.DataFrame:
+    """Joins the rows of all points that are done, in the order of the grid; those of the committed scale are `results.csv`."""
+    before, found = _before(name, scale), []
+    for point in points(name):
+        path = path_of(name, point, scale)
+        found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
+    rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
+    if scale.name == COMMITTED and len(rows):
         with draft_of(folder_of(name) / "results.csv") as draft:
             rows.to_csv(draft, index=False)
     return rows
 
 
+def _before(name: str, scale: Scale) -> pd.DataFrame:
+    """The committed results, where the scale has any."""
+    there = scale.name == COMMITTED and (folder_of(name) / "results.csv").exists()
+    return load(name) if there else pd.DataFrame({"key": []})
+
+
 def load(name: str) -> pd.DataFrame:
     """The committed results."""
-    return pd.read_csv(folder_of(name) / "results.csv")
+    return pd.read_csv(folder_of(name) / "results.csv", dtype={"key": str, "commit": str})
+
+
+def commit() -> str:
+    """The commit of the code that runs; with a + if the code isn't quite that."""
+    head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, cwd=FOLDER)
+    code = [":/dynlight", ":/experiments/**/*.py", ":/experiments/**/*.yaml"]
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *code], capture_output=True, cwd=FOLDER)
+    return head.stdout.strip() + ("+" if changed.returncode == 1 else "")
 
 
 def note(name: str, found: str) -> None:

@@ -29,12 +29,14 @@ def test_a_grid_is_a_sweep_of_wandb_whose_points_are_runs(name):
     sweep = yaml.safe_load((grid.folder_of(name) / "sweep.yaml").read_text())
     assert sweep["method"] == "grid" and sweep["metric"]["goal"] == "minimize"
     assert sweep["command"] == ["${env}", "${interpreter}", "-m", "experiments", "point", name, "${args}"]
-    points = grid.points(name)
-    assert len({grid.key_of(point) for point in points}) == len(points)
+    points, books = grid.points(name), grid.Scale.read("books")
+    assert len({grid.key_of(name, point, books) for point in points}) == len(points)
     for point in points:
-        assert grid.key_of(grid.point_of(grid.arguments(point))) == grid.key_of(point), "as an agent hands it over"
+        handed_over = grid.point_of(grid.arguments(point))
+        assert grid.key_of(name, handed_over, books) == grid.key_of(name, point, books), "by an agent"
         if not hasattr(import_module(f"experiments.{name}.experiment"), "measure"):
-            fit.parse(grid.run_of(name, point))
+            for scale in ("books", "small", "paper"):
+                fit.parse(grid.run_of(name, point, grid.Scale.read(scale)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,7 +63,7 @@ def again(name: str, rows: pd.DataFrame) -> tuple[float, float]:
     """Nats of the document of the first adapted row, read alone at that row's rate, and those in the results."""
     row = rows[rows.role == "adapted"].iloc[0]
     settings = list(grid.points(name)[0])
-    arguments = grid.run_of(name, row[settings].to_dict())
+    arguments = grid.run_of(name, row[settings].to_dict(), grid.Scale.read("books"))
     config = fit.parse(arguments)
     files = Path(str(config.data.data_files)).parent / row.document
     if config.model.pretrained != "tiny-books" and not Path(config.model.pretrained).exists():

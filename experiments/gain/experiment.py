@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import pictures, protocol, results
+from experiments.grid import Scale
 
 EVERY = 500  # tokens that a row of the results is of
 
 
-def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, by position in the document."""
-    return protocol.measure("gain", settings, small, every=EVERY)
+    return protocol.measure("gain", settings, scale, every=EVERY)
 
 
 BY = ["data.data_files"]

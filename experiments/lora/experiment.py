@@ -6,17 +6,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import grid, pictures, protocol, results
+from experiments.grid import Scale
 
 EVERY = 500  # tokens that a row of the results is of
 ONE = ["--data.documents=1", "--data.max_tokens=640", "--data.together=1", "--rates=null", "--reference=null"]
 
 
-def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, by position in the document, with learned weights and peak memory of one document alone."""
-    rows = protocol.measure("lora", settings, small, every=EVERY)
-    base = grid.run_of("lora", settings)
-    alone = [*base, *(protocol.SMALL if small else []), *ONE]
-    run = protocol.alone(alone)
+    rows = protocol.measure("lora", settings, scale, every=EVERY)
+    run = protocol.alone([*grid.run_of("lora", settings, scale), *ONE])
     rows["learned_weights"], rows["peak_memory_bytes"] = run["learned_parameters"], run["peak_memory_bytes"]
     return rows
 

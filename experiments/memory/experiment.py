@@ -11,6 +11,7 @@ from dynlight import fit
 from dynlight.documents import DocumentStream
 from dynlight.experts import paired_margin
 from experiments import grid, pictures, protocol
+from experiments.grid import Scale
 from experiments.memory.planted import PLACES, SMALL_PLACES, Pair
 from experiments.results import said
 
@@ -21,23 +22,22 @@ STATISTICS += [
 ]
 SMALL_STATISTICS = ["--update.statistics.segments=8"]
 SMALL_STATISTICS += ["--update.statistics.data={path: text, data_files: dynlight/m*.py, max_tokens: 256}"]
-SMALL = ["--data.path=python-stdlib", "--data.data_files=null", "--data.documents=2", "--data.max_tokens=2560"]
+SMALL = ["--data.max_tokens=2560"]  # as many as the plants of a quick look need
 NEVER = 10**9  # segments: longer than any document
 ROLES = {"static": "memory only", "without_memory": "weights only", "adapted": "both"}
 
 
-def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """Reads two copies of each book, at all rates at once; nothing is learned where the other book begins.
 
     Weights alone, with a memory of 0, are read with SGD only. Neither memory nor learning needs no reading: a plant is in
     another segment than its question, so nothing at all is known of it.
     """
     (rule,) = (name for name in RATES if name in settings["update"])
-    base = [*grid.run_of("memory", settings), f"--rates={RATES[rule]}"]
-    base += SMALL if small else []
+    base = [*grid.run_of("memory", settings, scale), f"--rates={RATES[rule]}", *(SMALL if scale.quick else [])]
     if rule == "RMSDynamic":
-        base += SMALL_STATISTICS if small else STATISTICS
-    pairs, together = pairs_of(base, small)
+        base += SMALL_STATISTICS if scale.quick else STATISTICS
+    pairs, together = pairs_of(base, scale)
     base += [f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"]
     rows = rows_of(base, pairs, together)
     if rule == "SGD":
@@ -46,20 +46,21 @@ def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
     return rows
 
 
-def pairs_of(base: list[str], small: bool) -> tuple[list[Pair], int]:
+def pairs_of(base: list[str], scale: Scale) -> tuple[list[Pair], int]:
     """The books in two copies each, with what is planted in them, and how many are read together."""
     choices = fit.parser().instantiate(fit.parse(base))
     tokenizer = choices.model.load_tokenizer()
     books = choices.data.load(tokenizer)
-    places, others = (SMALL_PLACES, 5) if small else (PLACES, 16)
+    places, others = (SMALL_PLACES, 5) if scale.quick else (PLACES, 16)
     pairs = [Pair(book, books[number - 1], number, tokenizer, places, others) for number, book in enumerate(books)]
     return pairs, choices.data.together
 
 
 def again(rows: pd.DataFrame) -> tuple[float, float]:
     """Nats of the facts planted in the first book, at the first rate, now and in the results."""
-    base = [*grid.run_of("memory", {}), "--rates=[0.03]", "--data.documents=1"]
-    pairs, together = pairs_of(base, small=False)
+    scale = Scale.read()
+    base = [*grid.run_of("memory", {}, scale), "--rates=[0.03]", "--data.documents=1"]
+    pairs, together = pairs_of(base, scale)
     found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs, together)
     known = rows[(rows["update"] == "{class_path: SGD}") & (rows.document == pairs[0].name) & (rows.rate == 0.03)]
     facts = [own[(own.role == "adapted") & (own.kind == "fact") & own.planted].nats.sum() for own in (found, known)]

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from dynlight import fit
 from dynlight.documents import DocumentStream, prefix_token
 from experiments import grid, pictures, protocol, results
+from experiments.grid import Scale
 from experiments.oracle import loop
 
 METHODS = {
@@ -34,12 +35,11 @@ LORA = {"rank": 8, "alpha": 8, "targets": ["q_proj", "v_proj", "lm_head"]}
 STATISTICS = Path("runs/experiments/oracle")
 
 
-def measure(settings: dict[str, Any], small: bool, documents_read: int | None = None) -> pd.DataFrame:
+def measure(settings: dict[str, Any], scale: Scale, documents_read: int | None = None) -> pd.DataFrame:
     """Nats of each document, by hand and by dynlight, which scores the static model beside it."""
     method = settings["method"]
-    window = SMALL_WINDOW if small else WINDOW
-    base = grid.run_of("oracle", {})
-    base += [*protocol.SMALL, f"--data.max_tokens={protocol.SMALL_TOKENS}"] if small else []
+    window = SMALL_WINDOW if scale.quick else WINDOW
+    base = grid.run_of("oracle", {}, scale)
     base += [f"--data.documents={documents_read}"] if documents_read else []
     choices = fit.parser().instantiate(fit.parse(base))
     tokenizer, model = choices.model.load_tokenizer(), choices.model.load()
@@ -48,7 +48,7 @@ def measure(settings: dict[str, Any], small: bool, documents_read: int | None = 
     if method == "golf_lora":
         by_hand, arguments = golf_lora(model, documents, prefix_token(tokenizer), window, base)
     else:
-        by_hand, arguments = gpt2(method, model, documents, tokenizer, window, small)
+        by_hand, arguments = gpt2(method, model, documents, tokenizer, window, scale.quick)
     seconds = time.perf_counter() - began
     rows = both(protocol.Reading([*base, *arguments, "--reference=static"]))
     uncounted = rows[rows.role == "adapted"].assign(flops=np.nan)
@@ -63,7 +63,7 @@ def measure(settings: dict[str, Any], small: bool, documents_read: int | None = 
 def again(rows: pd.DataFrame) -> tuple[float, float]:
     """Nats of the first document without statistics, now and in the results."""
     method = "gpt2_sgd"
-    found = measure({"method": method}, small=False, documents_read=1)
+    found = measure({"method": method}, Scale.read(), documents_read=1)
     (name,) = found.document.unique()
     known = rows[(rows.method == method) & (rows.document == name)]
     first, second = (own[own.role == "adapted"].nats.sum() for own in (found, known))
@@ -71,10 +71,10 @@ def again(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def gpt2(
-    method: str, model: Any, documents: list[list[int]], tokenizer: Any, window: int, small: bool
+    method: str, model: Any, documents: list[list[int]], tokenizer: Any, window: int, quick: bool
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Nats by hand, and the arguments for the same: gradients in units of their usual size, all but the embedding."""
-    corpus, blocks = (SMALL_CORPUS, SMALL_BLOCKS) if small else (CORPUS, BLOCKS)
+    corpus, blocks = (SMALL_CORPUS, SMALL_BLOCKS) if quick else (CORPUS, BLOCKS)
     texts = [document.tokens.tolist() for document in DocumentStream(**corpus).load(tokenizer)]
     prefix = prefix_token(tokenizer)
     learned = {name: weight for name, weight in model.named_parameters() if name != FIXED}

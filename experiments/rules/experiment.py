@@ -6,40 +6,42 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import grid, pictures, protocol, results
+from experiments.grid import Scale
 
 MIXTURE = "null"  # in place of a rule: SGD and Adam at the rates that the mixture chooses
-BOOKS = "../shared/data/books/train/10*.txt"  # what RMSDynamic's statistics are of
 
 
-def measure(settings: dict[str, Any], small: bool) -> pd.DataFrame:
+def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, with the lowest and highest rate that keep half of the best gain on the books of choice."""
     if str(settings["update"]) in (MIXTURE, "None"):
-        return protocol.measure("rules", {"update": MIXTURE, "mixture": "{}"}, small)
-    settings = {"update": settings["update"].replace(BOOKS, "dynlight/m*.py") if small else settings["update"]}
-    rows = protocol.measure("rules", settings, small)
-    base = grid.run_of("rules", settings)
-    if not small:
-        rows["lowest_rate"], rows["highest_rate"] = good_range(base)
+        return protocol.measure("rules", {"update": MIXTURE, "mixture": "{}"}, scale)
+    settings = dict(settings)
+    if "RMSDynamic" in settings["update"]:
+        settings["update.statistics"] = protocol.statistics("rules", settings, scale)
+    rows = protocol.measure("rules", settings, scale)
+    if not scale.quick:
+        rows["lowest_rate"], rows["highest_rate"] = good_range(grid.run_of("rules", settings, scale), scale)
     return rows
 
 
-def good_range(base: list[str]) -> tuple[float, float]:
+def good_range(test: list[str], scale: Scale) -> tuple[float, float]:
     """The lowest and the highest of the rates, half a decade apart, at which at least half of the best gain is left."""
-    found = protocol.static([*base, *protocol.CHOICE])
+    found = protocol.static([*test, *grid.arguments(scale.choice)])
     static = found.nats.sum() / found.tokens.sum()
-    best, tried = protocol.choose_rate(base)
+    best, tried = protocol.choose_rate(test, scale)
     half = (static + tried[best]) / 2
     ends = []
-    for wider in (1 / protocol.WIDER, protocol.WIDER):
-        rate = best
-        while (nats := tried.get(next_ := protocol.rounded(rate * wider), None)) is None or nats <= half:
-            if nats is None:
-                tried |= protocol.try_rates(base, [next_])
-                if tried[next_] > half:
-                    break
-            rate = next_
-        ends.append(rate)
-    return min(ends), max(ends)
+    for step in (1 / protocol.WIDER, protocol.WIDER):
+        end = best
+        while True:
+            rate = protocol.rounded(end * step)
+            if rate not in tried:
+                tried |= protocol.try_rates(test, [rate], scale)
+            if tried[rate] > half:
+                break
+            end = rate
+        ends.append(end)
+    return ends[0], ends[1]
 
 
 def name_of(update: Any) -> str:
