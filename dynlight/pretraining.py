@@ -160,7 +160,7 @@ def mean_nats(model: PreTrainedModel, windows: torch.Tensor, mask: torch.Tensor 
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-class Muon(torch.optim.Optimizer):
+class PreciseMuon(torch.optim.Optimizer):
     """Muon: momentum 0.95 (Nesterov), whose update each matrix takes made nearly orthogonal.
 
         m ← 0.95 m + 0.05 g,   u = NewtonSchulz(0.95 m + 0.05 g),   θ ← (1 − ε w) θ − ε sqrt(max(1, rows / columns)) u
@@ -270,7 +270,7 @@ class Pretraining(LightningModule):
         matrices = [weight for weight in self.parameters() if weight.ndim == 2 and weight not in embeddings]
         others = [weight for weight in self.parameters() if weight.ndim != 2 or weight in embeddings]
         low = "bf16" in str(self.trainer.precision)
-        muon = Muon(matrices, self.matrix_lr, self.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
+        muon = PreciseMuon(matrices, self.matrix_lr, self.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
         optimizers = [muon, torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)]
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynlight import pretraining
 from dynlight.pretraining import (
-    Muon,
+    PreciseMuon,
     Pretraining,
     TextWindows,
     WindowStream,
@@ -236,8 +236,8 @@ def test_muon_is_that_of_torch_in_bf16_and_close_to_it_in_fp32(shape):
     theirs, ours, exact = (torch.nn.Parameter(start.clone()) for _ in range(3))
     optimizers = [
         torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.01),
-        Muon([ours], 0.02, 0.01, torch.bfloat16),
-        Muon([exact], 0.02, 0.01, torch.float32),
+        PreciseMuon([ours], 0.02, 0.01, torch.bfloat16),
+        PreciseMuon([exact], 0.02, 0.01, torch.float32),
     ]
     for step in range(4):
         for matrix, optimizer in zip((theirs, ours, exact), optimizers, strict=True):
