@@ -57,14 +57,17 @@ def pairs_of(base: list[str], scale: Scale) -> tuple[list[Pair], int]:
 
 
 def again(rows: pd.DataFrame) -> tuple[float, float]:
-    """Nats of the facts planted in the first book, at the first rate, now and in the results."""
+    """Nats of the first book at the first rate, now and in the results: a fact has too few tokens to come out alike.
+
+    On a CPU that adds in another order, learning at a high rate made 0.4% of 80 tokens' nats of the last bits.
+    """
     scale = Scale.read()
     base = [*grid.run_of("memory", {}, scale), "--rates=[0.03]", "--data.documents=1"]
     pairs, together = pairs_of(base, scale)
     found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs, together)
     known = rows[(rows["update"] == "{class_path: SGD}") & (rows.document == pairs[0].name) & (rows.rate == 0.03)]
-    facts = [own[(own.role == "adapted") & (own.kind == "fact") & own.planted].nats.sum() for own in (found, known)]
-    return facts[0], facts[1]
+    book = [own[(own.role == "adapted") & (own.kind == "book")].nats.sum() for own in (found, known)]
+    return book[0], book[1]
 
 
 def rows_of(arguments: list[str], pairs: list[Pair], together: int) -> pd.DataFrame:
