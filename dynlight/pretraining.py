@@ -189,7 +189,7 @@ class PreciseMuon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Change each matrix by its gradient."""
         for group in self.param_groups:
-            for matrix in group["params"]:
+            for matrix in (weight for weight in group["params"] if weight.grad is not None):
                 state = self.state[matrix]
                 momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
                 momentum.lerp_(matrix.grad, 1 - self.MOMENTUM)
