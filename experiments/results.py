@@ -49,7 +49,10 @@ def join(name: str, scale: Scale) -> pd.DataFrame:
     for point in points(name):
         path = path_of(name, point, scale)
         found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
-    rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
+    found = [rows for rows in found if len(rows)]
+    rows = (
+        pd.concat(found, ignore_index=True).drop_duplicates() if found else before
+    )  # at some scales two points may be one
     if scale.name == COMMITTED and len(rows):
         with draft_of(folder_of(name) / "results.csv") as draft:
             rows.to_csv(draft, index=False)
