@@ -191,7 +191,9 @@ class PreciseMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             for matrix in (weight for weight in group["params"] if weight.grad is not None):
                 state = self.state[matrix]
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                momentum = state["momentum_buffer"]
                 momentum.lerp_(matrix.grad, 1 - self.MOMENTUM)
                 update = self.orthogonal(matrix.grad.lerp(momentum, self.MOMENTUM))
                 rows, columns = matrix.shape

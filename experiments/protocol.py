@@ -124,9 +124,9 @@ def choose_rate(test: Sequence[str], scale: Scale) -> tuple[float, dict[float, f
     return best, dict(sorted(tried.items()))
 
 
-def statistics(name: str, point: dict[str, Any], scale: Scale, segments: int = 200) -> str:
+def statistics(name: str, point: dict[str, Any], scale: Scale) -> str:
     """What `RMSDynamic` knows of the gradients, as its setting: taken once from other books, then read from a file."""
-    described = {"data": scale.statistics, "segments": 8 if scale.quick else segments}
+    described = {"data": scale.statistics, "segments": 8 if scale.quick else 200}
     taken = {**described, "run": run_of(name, {}, scale), "weights": weights_of(model_of(name, point, scale))}
     file = RUNS / "statistics" / f"{digest(taken)}.safetensors"
     return json.dumps({**described, "file": str(file)})

@@ -27,7 +27,8 @@ def path_of(name: str, point: dict[str, Any], scale: Scale) -> Path:
 
 def is_done(name: str, point: dict[str, Any], scale: Scale) -> bool:
     """Whether the rows of a point are kept, or among the committed results."""
-    return path_of(name, point, scale).exists() or key_of(name, point, scale) in set(_before(name, scale).key)
+    path = path_of(name, point, scale)
+    return path.exists() or path.stem in set(_before(name, scale).key)
 
 
 def keep(name: str, point: dict[str, Any], rows: pd.DataFrame, scale: Scale, took: float) -> None:
@@ -50,10 +51,10 @@ def join(name: str, scale: Scale) -> pd.DataFrame:
         path = path_of(name, point, scale)
         found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
     found = [rows for rows in found if len(rows)]
-    rows = (
-        pd.concat(found, ignore_index=True).drop_duplicates() if found else before
-    )  # at some scales two points may be one
-    if scale.name == COMMITTED and len(rows):
+    if not found:
+        return pd.DataFrame()
+    rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
+    if scale.name == COMMITTED:
         with draft_of(folder_of(name) / "results.csv") as draft:
             rows.to_csv(draft, index=False)
     return rows
