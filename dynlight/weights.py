@@ -26,6 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dynlight.attention import FOLDED
 from dynlight.context import Context
+from dynlight.linear import StackedLinear
 from dynlight.waves import NOT_SCORED, Segment
 
 # Keys and values, a pair a block, detached, documents in front: [D, heads, positions, head width], or
@@ -211,6 +212,8 @@ class Stacked:
         for module in model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 _hold_padding_still(module, module.padding_idx)
+            if type(module) is nn.Linear:
+                module.__class__ = StackedLinear
 
     def narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """Takes the documents that have ended out of weights, memory and optimizer state: all but the wave's first ones."""

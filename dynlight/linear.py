@@ -1,0 +1,64 @@
+"""Linear maps for documents that each have their own weights: gradients that lie in memory as the weights do.
+
+`torch.func.vmap` makes of `F.linear` a batched product x Wᵀ, whose gradient for W is (xᵀ g)ᵀ: the same numbers as gᵀ x, but
+transposed in memory. Where it meets the weight it is copied, all of it, which for short segments takes as long as learning.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class StackedLinear(nn.Linear):
+    """A linear map y = x Wᵀ + b that under vmap is one product for all documents; otherwise PyTorch's own.
+
+    Shapes: x [..., I], W [O, I], b [O] → y [..., O].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        mapped = torch._C._are_functorch_transforms_active()  # as autograd.Function itself asks
+        y: Tensor = (_Mapped.apply if mapped else linear)(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class _Mapped(torch.autograd.Function):
+    """x Wᵀ, whose rule under vmap is `_Product`."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return linear(x, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is saved: the rule under vmap is made of operators that know their own gradients."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor) -> Any:
+        dim, weight_dim = in_dims
+        x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if weight_dim is None:
+            return linear(x, weight), 0
+        if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function with a backward of its own
+            x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
+        y: Tensor = _Product.apply(x.flatten(1, -2), weight.movedim(weight_dim, 0))
+        return y.view(*x.shape[:-1], -1), 0
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ for each of R rows: x [R, N, I], W [R, O, I] → y [R, N, O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        (gradient,) = gradients
+        return gradient @ weight if needs_x else None, gradient.mT @ x if needs_weight else None
