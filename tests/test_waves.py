@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
 from running import document, random_tokens, run
+from torch.func import functional_call, vmap
 
 from dynlight import (
     All,
@@ -23,6 +24,7 @@ from dynlight import (
     UpdateFrequency,
 )
 from dynlight.documents import tokenize
+from dynlight.linear import StackedLinear
 from dynlight.waves import segments, waves
 
 LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
@@ -280,3 +282,29 @@ def test_a_document_that_fails_leaves_its_neighbours_alone():
 def test_what_cannot_be_done_together_is_refused(choices, message):
     with pytest.raises(ValueError, match=message):
         run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=2, **({"update": SGD} | choices))
+
+
+@pytest.mark.parametrize("learns", ["weight", "bias", "weight and bias"])
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (1, 4, 6)], ids=str)
+def test_a_stacked_linear_map_is_that_of_each_document_alone(shape, learns):
+    torch.manual_seed(0)
+    stacked, plain = StackedLinear(6, 5), torch.nn.Linear(6, 5)
+    plain.load_state_dict(stacked.state_dict())
+    weights = {
+        name: torch.randn(3, *weight.shape).requires_grad_()
+        for name, weight in stacked.named_parameters()
+        if name in learns
+    }
+    x = torch.randn(3, *shape, requires_grad=True)
+    y = vmap(lambda own, x: functional_call(stacked, own, x))(weights, x)
+    gradients = torch.autograd.grad((y**2).sum(), [x, *weights.values()])
+    for row in range(3):
+        own = {name: weight[row] for name, weight in weights.items()}
+        expected = functional_call(plain, own, x[row])
+        torch.testing.assert_close(y[row], expected)
+        for found, wanted in zip(
+            gradients, torch.autograd.grad((expected**2).sum(), [x, *weights.values()]), strict=True
+        ):
+            torch.testing.assert_close(found[row], wanted[row])
+    assert all(gradient.is_contiguous() for gradient in gradients[1:]), "as the weights are, so that none is copied"
+    torch.testing.assert_close(stacked(x), plain(x), rtol=0, atol=0)

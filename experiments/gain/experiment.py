@@ -74,9 +74,10 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 def verdict(rows: pd.DataFrame) -> str:
     """The share of documents that gained."""
     gains = pd.concat([by_document(own).percent for _, own in rows.groupby(BY[0], sort=False)])
-    books = by_document(next(own for _, own in rows.groupby(BY[0], sort=False))).percent
+    first = next(own for _, own in rows.groupby(BY[0], sort=False))
+    books = by_document(first).percent
     word = "holds" if (gains > 0).all() else "holds in part" if (gains > 0).mean() > 0.5 else "does not hold"
     return (
         f"{word}: {(gains > 0).sum()} of {len(gains)} documents improved at one rate for all, {(books > 0).sum()} of "
-        f"{len(books)} books; the least gain is {gains.min():+.1f}%, the largest {gains.max():+.1f}%"
+        f"{len(books)} books, by {results.said(total_gain(first))} bits per byte; the least gain of a document is {gains.min():+.1f}%, the largest {gains.max():+.1f}%"
     )

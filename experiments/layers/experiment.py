@@ -49,12 +49,18 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """MLPs against the other kinds of weights, middle blocks against the outer ones."""
+    """MLPs against the next best kind of weights, the best single block against the next best."""
+    adapted = {name_of(parameters): own for parameters, own in rows[rows.role == "adapted"].groupby("parameters")}
     of = {name: gain for name, gain, *_ in gains(rows)}
-    kinds = {name: of[name] for name in ("mlp", "self_attn", "q_proj", "norm", "embed_tokens")}
-    blocks = {name: of[name] for name in of if name.startswith("block ")}
-    best, middle = max(kinds, key=kinds.__getitem__), max(blocks, key=blocks.__getitem__)
-    holds = [best == "mlp", middle not in ("block 0", f"block {len(blocks) - 1}")]
+    kinds = sorted(("mlp", "self_attn", "q_proj", "norm", "embed_tokens"), key=of.__getitem__, reverse=True)
+    blocks = sorted((name for name in of if name.startswith("block ")), key=of.__getitem__, reverse=True)
+    ahead = [
+        results.said(results.margin(adapted[next_best], adapted[best])) for best, next_best in (kinds[:2], blocks[:2])
+    ]
+    holds = [kinds[0] == "mlp", blocks[0] not in ("block 0", f"block {len(blocks) - 1}")]
     word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
     told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
-    return f"{word}: best kind {best}, best single block {middle}; gains in bits per byte: {told}"
+    return (
+        f"{word}: best kind {kinds[0]}, {ahead[0]} bits per byte ahead of {kinds[1]}; best single block {blocks[0][6:]}, "
+        f"{ahead[1]} ahead of {blocks[1][6:]}; gains over static: {told}"
+    )

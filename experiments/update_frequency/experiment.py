@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import pictures, results
+from experiments import grid, pictures, results
 
 BY = ["context", "schedule.every"]
 
@@ -19,14 +19,8 @@ def figure(rows: pd.DataFrame) -> Figure:
         )
         for x, y, every in zip(front.flops_per_token / 1e6, front.bits_per_byte, front["schedule.every"], strict=True):
             axis.annotate(f"{every}", (x, y), (3, 4), textcoords="offset points", fontsize=7)
-    front = static_front(rows)
-    axis.plot(
-        front.flops_per_token / 1e6,
-        front.bits_per_byte,
-        "s--",
-        color=pictures.STATIC,
-        label="static, windows of 256 to 512",
-    )
+    for line, (name, front) in zip(("s--", "^:"), static_fronts(rows).items(), strict=False):
+        axis.plot(front.flops_per_token / 1e6, front.bits_per_byte, line, color=pictures.STATIC, label=name)
     pictures.label(axis, "MFLOPs per token", title="numbers: updates every … segments")
     return picture
 
@@ -36,10 +30,16 @@ def segment_of(context: str) -> str:
     return f"segment {context.partition('segment: ')[2].partition(',')[0]}"
 
 
-def static_front(rows: pd.DataFrame) -> pd.DataFrame:
-    """Static runs by what they cost, each cost once."""
-    static = rows[rows.role.isin(["static", "static_equal_flops"])]
-    return results.totals(static, [*BY, "role"]).drop_duplicates("flops_per_token").sort_values("flops_per_token")
+def static_fronts(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Static runs by what they cost: memories from short to long, as `shift` has measured them with the same model, and overlap."""
+    overlapping = results.totals(rows[rows.role == "static_equal_flops"], BY).drop_duplicates("flops_per_token")
+    found = {"static, windows of 1,024, overlapping": overlapping.sort_values("flops_per_token")}
+    if (grid.folder_of("shift") / "results.csv").exists():
+        model = grid.model_of("update_frequency", {}, grid.Scale.read())
+        windows = results.load("shift")
+        windows = windows[(windows["model.pretrained"] == model) & (windows.role == "static")]
+        found["static, windows of 64 to 1,024"] = results.totals(windows, ["context"]).sort_values("flops_per_token")
+    return found
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -49,17 +49,26 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(rows: pd.DataFrame) -> str:
     """Whether rarer updates cost less and lose more, step by step, and what is left of the gain."""
-    found = results.totals(rows, [*BY, "role"])
-    told, smooth = [], True
-    for context, own in found.groupby("context", sort=False):
-        front = own[own.role == "adapted"].sort_values("schedule.every")
+    told, smooth, longer = [], True, []
+    for context, own in rows.groupby("context", sort=False):
+        of = {role: list(each.groupby("schedule.every")) for role, each in own.groupby("role")}
+        front = results.totals(own[own.role == "adapted"].sort_values("schedule.every"), ["schedule.every"])
         smooth &= front.bits_per_byte.is_monotonic_increasing and front.flops_per_token.is_monotonic_decreasing
-        static = own[own.role == "static"].bits_per_byte.iloc[0]
-        kept = (static - front.bits_per_byte) / (static - front.bits_per_byte.iloc[0])
+        gains = [
+            results.margin(static, adapted)
+            for (_, static), (_, adapted) in zip(of["static"], of["adapted"], strict=True)
+        ]
+        longer += [
+            results.margin(static, adapted)
+            for (_, static), (_, adapted) in zip(of["static_equal_flops"], of["adapted"], strict=True)
+        ]
         cost = front.flops_per_token / front.flops_per_token.iloc[0]
         each = ", ".join(
-            f"every {every}: {share:.0%} of the gain at {price:.0%} of the FLOPs"
-            for every, share, price in zip(front["schedule.every"], kept, cost, strict=True)
+            f"every {every} keeps {gain[0] / gains[0][0]:.0%} of it at {price:.0%} of the FLOPs"
+            for every, gain, price in zip(front["schedule.every"], gains, cost, strict=True)
+            if every > 1
         )
-        told.append(f"{segment_of(context)}: {each}")
-    return f"{'holds' if smooth else 'holds in part'}: {'; '.join(told)}"
+        told.append(f"{segment_of(context)}: every 1 gains {results.said(gains[0])} bits per byte, {each}")
+    word = "holds" if smooth else "holds in part"
+    least = results.said(min(longer, key=lambda margin: margin[0]))
+    return f"{word}: {'; '.join(told)}; the least gain over static windows that cost as many FLOPs or more is {least}"
