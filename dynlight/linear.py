@@ -44,7 +44,7 @@ class _Mapped(torch.autograd.Function):
             return linear(x, weight), 0
         if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function with a backward of its own
             x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
-        y: Tensor = _Product.apply(x.reshape(info.batch_size, -1, x.shape[-1]), weight.movedim(weight_dim, 0))
+        y: Tensor = _Product.apply(x.reshape(info.batch_size, -1, x.shape[-1]), weight.movedim(weight_dim, 0))  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1), 0
 
 
