@@ -1,5 +1,7 @@
 """Which weights are the best place to learn? (C9)"""
 
+from collections.abc import Iterable
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -49,18 +51,25 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """MLPs against the next best kind of weights, the best single block against the next best."""
+    """MLPs against the next best kind of weights in the blocks and against embeddings; the best single block against the next best."""
     adapted = {name_of(parameters): own for parameters, own in rows[rows.role == "adapted"].groupby("parameters")}
     of = {name: gain for name, gain, *_ in gains(rows)}
-    kinds = sorted(("mlp", "self_attn", "q_proj", "norm", "embed_tokens"), key=of.__getitem__, reverse=True)
-    blocks = sorted((name for name in of if name.startswith("block ")), key=of.__getitem__, reverse=True)
-    ahead = [
-        results.said(results.margin(adapted[next_best], adapted[best])) for best, next_best in (kinds[:2], blocks[:2])
-    ]
-    holds = [kinds[0] == "mlp", blocks[0] not in ("block 0", f"block {len(blocks) - 1}")]
-    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+
+    def best(names: Iterable[str]) -> list[str]:
+        return sorted(names, key=of.__getitem__, reverse=True)
+
+    def ahead(better: str, worse: str) -> str:
+        return results.said(results.margin(adapted[worse], adapted[better]))
+
+    kinds = best(("mlp", "self_attn", "q_proj", "norm"))
+    blocks = best(name for name in of if name.startswith("block "))
+    in_blocks = kinds[0] == "mlp"
+    middle = blocks[0] not in ("block 0", f"block {len(blocks) - 1}")
+    holds = in_blocks and of["mlp"] > of["embed_tokens"] and middle
+    word = "holds" if holds else "holds in part" if in_blocks or middle else "does not hold"
     told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
     return (
-        f"{word}: best kind {kinds[0]}, {ahead[0]} bits per byte ahead of {kinds[1]}; best single block {blocks[0][6:]}, "
-        f"{ahead[1]} ahead of {blocks[1][6:]}; gains over static: {told}"
+        f"{word}: in the blocks {kinds[0]} is best, {ahead(*kinds[:2])} bits per byte ahead of {kinds[1]}; embed_tokens, which "
+        f"is the output layer too, is {ahead('embed_tokens', kinds[0])} ahead of it; the best single block is "
+        f"{blocks[0][6:]}, {ahead(*blocks[:2])} ahead of {blocks[1][6:]}; gains over static: {told}"
     )
