@@ -6,6 +6,7 @@ set when it ends; so the files depend neither on which documents ran together no
 
 import json
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -144,7 +145,7 @@ class Records(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
         failed = [(each.index, failure) for each in trainer.datamodule.loaded if (failure := _failure(each, pl_module))]  # type: ignore[attr-defined]
-        mine = {"failed": failed, "peak_memory_bytes": max(self._peak_memory, _peak_memory(self._device))}
+        mine = {"failed": failed, "peak_memory_bytes": max(self._peak_memory, peak_memory(self._device))}
         processes = self._board.gather("records", mine)
         if not processes:  # process 0 joins what all have written
             return
@@ -190,7 +191,7 @@ class Records(Callback):
         return {
             "running": self._written.copy(),
             "seconds": time.perf_counter() - self._began,
-            "peak_memory": max(self._peak_memory, _peak_memory(self._device)),
+            "peak_memory": max(self._peak_memory, peak_memory(self._device)),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -350,9 +351,14 @@ def _describe_experts(pl_module: "DynamicEvaluation") -> list[dict[str, Any]]:
     ]
 
 
-def _peak_memory(device: torch.device) -> int:
-    """The most memory held at a time, in bytes: the device's on CUDA, else the process's."""
+def peak_memory(device: torch.device) -> int:
+    """The most memory held at a time, in bytes: the device's on CUDA, else the process's since its program began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # What `getrusage` says on Linux may be of the process that started this one: it outlives the change of program.
+    status = Path("/proc/self/status")
+    own = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if own:
+        return 1024 * int(own[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -197,6 +197,13 @@ def test_summary_holds_sums_and_ratios_of_sums(tmp_path):
     assert (summary["seconds"], summary["scoring_seconds"], summary["tokens_per_second"]) == (2.0, 0.375, 5.0)
 
 
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    held = b"x" * 2**30
+    code = "import torch; from dynlight.records import peak_memory; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) < len(held)
+
+
 def test_files_agree_with_the_rows(run):
     def refuse(constant):
         raise AssertionError(constant)

@@ -324,9 +324,9 @@ def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
 def peak_memory(count: int) -> int:
     """Peak memory in bytes of a process that adapts tiny-books to a document of `count` tokens."""
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import benchmark\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark; from dynlight.records import peak_memory\n"
         f"benchmark.quiet(); benchmark.adapt(benchmark.tiny_books, {count}, 128)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "print(peak_memory(torch.device('cpu')))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
