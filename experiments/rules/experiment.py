@@ -52,7 +52,7 @@ def name_of(update: Any) -> str:
 
 def figure(rows: pd.DataFrame) -> Figure:
     """Gain over static of each rule, and the range of its rates that keep half of the best gain."""
-    picture, (left, right) = pictures.axes(2, height=3.6)
+    picture, (left, right) = pictures.axes(2, height=3.6, sharey=True)
     for place, (update, own) in enumerate(reversed(list(rows.groupby("update", sort=False, dropna=False)))):
         middle, low, high = results.margin(own[own.role == "static"], own[own.role == "adapted"])
         error = [[middle - (low or middle)], [(high or middle) - middle]]
