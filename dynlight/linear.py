@@ -1,7 +1,7 @@
 """Linear maps for documents that each have their own weights: gradients that lie in memory as the weights do.
 
 `torch.func.vmap` makes of `F.linear` a batched product x Wᵀ, whose gradient for W is (xᵀ g)ᵀ: the same numbers as gᵀ x, but
-transposed in memory. Where it meets the weight it is copied, all of it, which for short segments takes as long as learning.
+transposed in memory. Where it meets the weight it is copied, all of it, which for short segments is a quarter of the time.
 """
 
 from typing import Any
@@ -18,8 +18,9 @@ class StackedLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        mapped = torch._C._are_functorch_transforms_active()  # as autograd.Function itself asks
-        y: Tensor = (_Mapped.apply if mapped else linear)(x, self.weight)
+        if not torch._C._are_functorch_transforms_active():  # as autograd.Function itself asks
+            return super().forward(x)
+        y: Tensor = _Mapped.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
 

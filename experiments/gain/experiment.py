@@ -79,5 +79,6 @@ def verdict(rows: pd.DataFrame) -> str:
     word = "holds" if (gains > 0).all() else "holds in part" if (gains > 0).mean() > 0.5 else "does not hold"
     return (
         f"{word}: {(gains > 0).sum()} of {len(gains)} documents improved at one rate for all, {(books > 0).sum()} of "
-        f"{len(books)} books, by {results.said(total_gain(first))} bits per byte; the least gain of a document is {gains.min():+.1f}%, the largest {gains.max():+.1f}%"
+        f"{len(books)} books, by {results.said(total_gain(first))} bits per byte; the least gain of a document is "
+        f"{gains.min():+.1f}%, the largest {gains.max():+.1f}%"
     )
