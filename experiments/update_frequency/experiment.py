@@ -47,21 +47,20 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return results.beside_controls(rows, BY)
 
 
+def margins(rows: pd.DataFrame, control: str) -> list[tuple[float, float | None, float | None]]:
+    """Of each period, from the shortest, by how much adapting is better than the control."""
+    each = [own for _, own in rows.groupby("schedule.every")]
+    return [results.margin(own[own.role == control], own[own.role == "adapted"]) for own in each]
+
+
 def verdict(rows: pd.DataFrame) -> str:
     """Whether rarer updates cost less and lose more, step by step, and what is left of the gain."""
     told, smooth, longer = [], True, []
     for context, own in rows.groupby("context", sort=False):
-        of = {role: list(each.groupby("schedule.every")) for role, each in own.groupby("role")}
         front = results.totals(own[own.role == "adapted"].sort_values("schedule.every"), ["schedule.every"])
         smooth &= front.bits_per_byte.is_monotonic_increasing and front.flops_per_token.is_monotonic_decreasing
-        gains = [
-            results.margin(static, adapted)
-            for (_, static), (_, adapted) in zip(of["static"], of["adapted"], strict=True)
-        ]
-        longer += [
-            results.margin(static, adapted)
-            for (_, static), (_, adapted) in zip(of["static_equal_flops"], of["adapted"], strict=True)
-        ]
+        gains = margins(own, "static")
+        longer += margins(own, "static_equal_flops")
         cost = front.flops_per_token / front.flops_per_token.iloc[0]
         each = ", ".join(
             f"every {every} keeps {gain[0] / gains[0][0]:.0%} of it at {price:.0%} of the FLOPs"
