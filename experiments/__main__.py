@@ -1,7 +1,8 @@
 """`python -m experiments`: the paper's claims, measured.
 
 python -m experiments                      lists the experiments
-python -m experiments run NAME             measures each point of its grid that isn't done yet
+python -m experiments run NAME             measures each point of its grid that isn't done yet; at the same time in a second
+                                           terminal, on another core: those points that the first is not at
     --scale small                          … in a few tokens (also --small), or at the paper's scale: --scale paper
     --again                                … each point, as if none were done
 python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls; --scale as above
@@ -78,28 +79,44 @@ def measure(name: str, settings: dict[str, Any], scale: grid.Scale) -> pd.DataFr
 
 
 def run(name: str, scale: grid.Scale, again: bool = False) -> None:
-    """Measures all points that aren't done yet, then says what was found."""
+    """Measures all points that aren't done yet and that no other process is at, then says what was found."""
     points = grid.points(name)
     if scale.quick:
         points = points[:: max(1, len(points) - 1)]  # the first and the last
-    waiting = [point for point in points if again or scale.quick or not results.is_done(name, point, scale)]
+    began = time.time()
+    since = began if again or scale.quick else None
+
+    failed: dict[str, ValueError] = {}  # by the point as it is told
+
+    def is_left(settings: dict[str, Any]) -> bool:
+        return told(settings) not in failed and not results.is_done(name, settings, scale, since)
+
+    waiting = [settings for settings in points if is_left(settings)]
     print(f"{name}: {len(points) - len(waiting)} points done, {len(waiting)} to go", flush=True)
-    began = time.perf_counter()
-    missing: list[str] = []
-    for number, settings in enumerate(waiting, start=1):
-        try:
-            measure(name, settings, scale)
-        except ValueError as error:
-            missing.append(f"{error}")  # as a model that isn't there; other points may do without
-        seconds = time.perf_counter() - began
-        left = seconds / number * (len(waiting) - number)
-        described = " ".join(grid.arguments(settings))
-        print(f"{number}/{len(waiting)}  {seconds:6,.0f} s, {left:6,.0f} s left  {described}", flush=True)
+    for settings in waiting:
+        with results.claim(name, settings, scale) as is_mine:
+            if not (is_mine and is_left(settings)):
+                continue
+            try:
+                measure(name, settings, scale)
+            except ValueError as error:  # as a model that isn't there; other points may do without
+                failed[told(settings)] = error
+        left = sum(map(is_left, waiting))
+        done, seconds = len(waiting) - left, time.time() - began
+        ahead = seconds / done * left
+        print(f"{done}/{len(waiting)}  {seconds:6,.0f} s, {ahead:6,.0f} s left  {told(settings)}", flush=True)
     rows = results.join(name, scale)
     if len(rows):
         print(results.markdown(results.totals(rows, [*points[0], "role"])))
-    if missing:
-        raise ValueError(f"{len(missing)} points could not be measured, the first as {missing[0]}")
+    if left := sum(map(is_left, waiting)):
+        print(f"points that another process is still at: {left}")
+    if failed:
+        raise ValueError(f"{len(failed)} points could not be measured, the first as {next(iter(failed.values()))}")
+
+
+def told(settings: dict[str, Any]) -> str:
+    """A point in one line."""
+    return " ".join(grid.arguments(settings))
 
 
 def point(name: str, settings: dict[str, Any], scale: grid.Scale) -> None:

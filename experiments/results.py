@@ -2,12 +2,14 @@
 
 import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from dynlight.durable import draft_of, write_text
 from dynlight.experts import paired_margin
@@ -25,10 +27,29 @@ def path_of(name: str, point: dict[str, Any], scale: Scale) -> Path:
     return RUNS / folder / f"{key_of(name, point, scale)}.csv"
 
 
-def is_done(name: str, point: dict[str, Any], scale: Scale) -> bool:
-    """Whether the rows of a point are kept, or among the committed results."""
+def is_done(name: str, point: dict[str, Any], scale: Scale, since: float | None = None) -> bool:
+    """Whether the rows of a point are kept, or among the committed results; or kept since then, in seconds of `time.time`."""
     path = path_of(name, point, scale)
+    if since is not None:
+        return path.exists() and path.stat().st_mtime >= since
     return path.exists() or path.stem in set(_before(name, scale).key)
+
+
+@contextmanager
+def claim(name: str, point: dict[str, Any], scale: Scale) -> Iterator[bool]:
+    """Whether the point is this process's to measure: if no other one is at it. A process that dies gives up its claims."""
+    path = path_of(name, point, scale).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def keep(name: str, point: dict[str, Any], rows: pd.DataFrame, scale: Scale, took: float) -> None:
@@ -55,7 +76,7 @@ def join(name: str, scale: Scale) -> pd.DataFrame:
         return pd.DataFrame()
     rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
     if scale.name == COMMITTED:
-        with draft_of(folder_of(name) / "results.csv") as draft:
+        with FileLock(RUNS / name / "results.lock"), draft_of(folder_of(name) / "results.csv") as draft:
             rows.to_csv(draft, index=False)
     return rows
 

@@ -14,7 +14,8 @@ from dynlight import fit
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import grid, protocol, results  # noqa: E402 # a folder beside the tests, not installed
+from experiments import __main__ as command  # noqa: E402 # a folder beside the tests, not installed
+from experiments import grid, protocol, results  # noqa: E402
 
 NAMES = grid.names()
 
@@ -45,6 +46,27 @@ def test_an_experiment_runs_in_small(name):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| adapted |" in done.stdout
+
+
+def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(name, settings, scale):
+        measured.append(settings)
+        rows = {"role": "adapted", "rate": 0.1, "document": "a.txt", "position": 0} | dict.fromkeys(protocol.SUMS, 1)
+        results.keep(name, settings, pd.DataFrame([rows]), scale, took=1.0)
+
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(command, "measure", measure)
+    small = grid.Scale.read("small")
+    first, *_, last = grid.points("size")
+    with results.claim("size", first, small) as is_mine:
+        assert is_mine
+        command.run("size", small)
+        assert measured == [last]
+        assert "another process is still at: 1" in capsys.readouterr().out
+    command.run("size", small)
+    assert measured == [last, first, last] and "another process" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
