@@ -133,6 +133,21 @@ def margin(worse: pd.DataFrame, better: pd.DataFrame) -> tuple[float, float | No
     return paired_margin(bits, better.bytes[both].to_numpy())
 
 
+def is_above(margin: tuple[float, float | None, float | None], bound: float = 0.0) -> bool | None:
+    """Whether a margin is above a bound; None if its interval holds the bound, so that the documents leave it open."""
+    middle, low, high = margin
+    if low is None or high is None:  # of a single document
+        return middle > bound
+    return True if low > bound else False if high < bound else None
+
+
+def word(parts: Sequence[bool | None]) -> str:
+    """What the parts of a claim come to, of which each holds, does not, or (None) is left open."""
+    if all(parts):
+        return "holds"
+    return "holds in part" if any(parts) else "left open" if None in parts else "does not hold"
+
+
 def said(margin: tuple[float, float | None, float | None]) -> str:
     """A margin in words: `0.123 [0.100, 0.146]`."""
     middle, low, high = margin

@@ -58,18 +58,23 @@ def verdict(rows: pd.DataFrame) -> str:
     def best(names: Iterable[str]) -> list[str]:
         return sorted(names, key=of.__getitem__, reverse=True)
 
-    def ahead(better: str, worse: str) -> str:
-        return results.said(results.margin(adapted[worse], adapted[better]))
+    def ahead(better: str, worse: str) -> tuple[float, float | None, float | None]:
+        return results.margin(adapted[worse], adapted[better])
+
+    def said(better: str, worse: str) -> str:
+        return results.said(ahead(better, worse))
 
     kinds = best(("mlp", "self_attn", "q_proj", "norm"))
     blocks = best(name for name in of if name.startswith("block "))
-    in_blocks = kinds[0] == "mlp"
-    middle = blocks[0] not in ("block 0", f"block {len(blocks) - 1}")
-    holds = in_blocks and of["mlp"] > of["embed_tokens"] and middle
-    word = "holds" if holds else "holds in part" if in_blocks or middle else "does not hold"
+    outer = {"block 0", f"block {len(blocks) - 1}"}
+    middle, end = (next(name for name in blocks if (name in outer) is at_end) for at_end in (False, True))
+    others = [name for name in kinds if name != "mlp"]
+    word = results.word(
+        [results.is_above(ahead(*pair)) for pair in (("mlp", others[0]), ("mlp", "embed_tokens"), (middle, end))]
+    )
     told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
     return (
-        f"{word}: in the blocks {kinds[0]} is best, {ahead(*kinds[:2])} bits per byte ahead of {kinds[1]}; embed_tokens, which "
-        f"is the output layer too, is {ahead('embed_tokens', kinds[0])} ahead of it; the best single block is "
-        f"{blocks[0][6:]}, {ahead(*blocks[:2])} ahead of {blocks[1][6:]}; gains over static: {told}"
+        f"{word}: in the blocks {kinds[0]} is best, {said(*kinds[:2])} bits per byte ahead of {kinds[1]}; embed_tokens, which "
+        f"is the output layer too, is {said('embed_tokens', kinds[0])} ahead of it; the best single block is "
+        f"{blocks[0][6:]}, {said(*blocks[:2])} ahead of {blocks[1][6:]}; gains over static: {told}"
     )

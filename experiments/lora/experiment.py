@@ -103,10 +103,9 @@ def verdict(rows: pd.DataFrame) -> str:
     memory = rows.groupby("parameters").peak_memory_bytes.first()
     saved = {name_of(key): value for key, value in memory.items()}
     ends = {name: own.iloc[-1] for name, own in regrets(rows).items()}
-    holds = [over_static[0] > 0, under_all[0] > 0, saved[best] < saved["all weights"]]
-    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    saves = saved[best] < saved["all weights"]
     return (
-        f"{word}: the best adapter ({best}) is {results.said(over_static)} bits per byte below static, all weights are "
+        f"{results.word([results.is_above(over_static), results.is_above(under_all), saves])}: the best adapter ({best}) is {results.said(over_static)} bits per byte below static, all weights are "
         f"{results.said(under_all)} below it; peak memory {saved[best] / saved['all weights']:.2f}× that of all weights; "
         f"regret at the end, nats a document: {', '.join(f'{name} {value:.0f}' for name, value in ends.items())}"
     )

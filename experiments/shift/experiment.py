@@ -68,8 +68,7 @@ def verdict(rows: pd.DataFrame) -> str:
     none = found[0][1].assign(nats=0.0)
     gained = {rung: results.margin(advantage, none) for rung, advantage in found}
     shrinks = results.margin(found[0][1], found[-1][1])
-    holds = [all(margin[1] > 0 for margin in gained.values() if margin[1] is not None), (shrinks[1] or 0) > 0]
-    word = "holds" if all(holds) else "holds in part" if any(holds) else "does not hold"
+    word = results.word([*map(results.is_above, gained.values()), results.is_above(shrinks)])
     each = "; ".join(f"{rung}: {results.said(margin)}" for rung, margin in gained.items())
     return (
         f"{word}: 64 adapted tokens of context against 1,024 static ones, bits per byte in favour of adapting: {each}; from "

@@ -39,15 +39,6 @@ def verdict(rows: pd.DataFrame) -> str:
     for small, large in itertools.pairwise(names):
         adapted, static = sizes[small], sizes[large]
         margin = results.margin(static[static.role == "static"], adapted[adapted.role == "adapted"])
-        holds.append(margin[0] > 0 if margin[1] is None or margin[1] * margin[2] > 0 else None)  # None: not decided
+        holds.append(results.is_above(margin))
         told.append(f"{small} adapted against {large} static: {results.said(margin)}")
-    word = (
-        "holds"
-        if all(holds)
-        else "not decided"
-        if None in holds
-        else "holds in part"
-        if any(holds)
-        else "does not hold"
-    )
-    return f"{word}: bits per byte in favour of the small adapted model: {'; '.join(told)}"
+    return f"{results.word(holds)}: bits per byte in favour of the small adapted model: {'; '.join(told)}"
