@@ -24,7 +24,7 @@ BY = ["parameters"]
 
 
 def name_of(parameters: str) -> str:
-    """`LoRA 16, MLPs`, `all weights`, `last block's MLP`."""
+    """`LoRA 16 on MLPs`, `all weights`, `last block's MLP`."""
     return {
         "All": "all weights",
         "Matching(names mlp)": "MLPs",
@@ -32,15 +32,16 @@ def name_of(parameters: str) -> str:
     }.get(
         name := results.short(parameters),
         name.replace("LoRA(rank ", "LoRA ")
-        .replace(", alpha 16, targets gate_proj up_proj down_proj)", ", MLPs")
-        .replace(", alpha 16, targets all-linear)", ", all linear"),
+        .replace(", alpha 16, targets gate_proj up_proj down_proj)", " on MLPs")
+        .replace(", alpha 16, targets all-linear)", " on all linear maps"),
     )
 
 
 def kind_of(parameters: str) -> str:
     """What is drawn in one color."""
     name = name_of(parameters)
-    return (name.partition(", ")[2] and f"LoRA, {name.partition(', ')[2]}") or name
+    adapter, _, where = name.partition(" on ")
+    return f"LoRA on {where}" if where else adapter
 
 
 def figure(rows: pd.DataFrame) -> Figure:
@@ -104,8 +105,10 @@ def verdict(rows: pd.DataFrame) -> str:
     saved = {name_of(key): value for key, value in memory.items()}
     ends = {name: own.iloc[-1] for name, own in regrets(rows).items()}
     saves = saved[best] < saved["all weights"]
+    gains = ", ".join(f"{name} {results.margin(static, own)[0]:+.3f}" for name, own in adapted.items())
     return (
         f"{results.word([results.is_above(over_static), results.is_above(under_all), saves])}: the best adapter ({best}) is {results.said(over_static)} bits per byte below static, all weights are "
         f"{results.said(under_all)} below it; peak memory {saved[best] / saved['all weights']:.2f}× that of all weights; "
-        f"regret at the end, nats a document: {', '.join(f'{name} {value:.0f}' for name, value in ends.items())}"
+        f"regret at the end, nats a document: {', '.join(f'{name} {value:.0f}' for name, value in ends.items())}; gains over "
+        f"static: {gains}"
     )
