@@ -1,5 +1,6 @@
 """Experiments: their grids are runs, each measures in small, and a row of their results comes out again."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -46,6 +47,14 @@ def test_an_experiment_runs_in_small(name):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| adapted |" in done.stdout
+
+
+def test_the_tables_of_claims_say_what_the_results_say():
+    every = (ROOT / "experiments/README.md").read_text("utf-8")
+    assert f"-->\n{command.verdicts()}\n<!-- end -->" in every
+    _, _, claims = (ROOT / "README.md").read_text("utf-8").partition("## The paper's claims, measured")
+    told = re.findall(r"[+-]0\.\d{3} \[.*?\]", claims)
+    assert told and [margin for margin in told if margin not in every] == []
 
 
 def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):
