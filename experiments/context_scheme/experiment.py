@@ -17,9 +17,11 @@ def figure(rows: pd.DataFrame) -> Figure:
         ("flops_per_token", "seconds_per_token"), ("MFLOPs", "ms"), (1e-6, 1e3), panels, strict=True
     ):
         for scheme, color in zip(("TransformerXL", "Overlapping"), pictures.OTHER, strict=False):
-            for role, line in (("adapted", "o-"), ("static", "o:")):
+            for role, line, fill in (("adapted", "o-", color), ("static", "o:", "white")):
                 own = found[found.context.str.contains(scheme) & (found.role == role)]
-                axis.plot(factor * own[column], own.bits_per_byte, line, color=color, label=f"{scheme}, {role}")
+                axis.plot(
+                    factor * own[column], own.bits_per_byte, line, color=color, mfc=fill, label=f"{scheme}, {role}"
+                )
         pictures.label(axis, f"{unit} per token")
     return picture
 
