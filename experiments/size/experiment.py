@@ -31,12 +31,12 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """Each adapted model against the next larger static one."""
+    """Each adapted model against each larger static one."""
     sizes = {results.short(model): own for model, own in rows.groupby(BY[0], sort=False)}
     names = list(sizes)
     told: list[str] = []
     holds: list[bool | None] = []
-    for small, large in itertools.pairwise(names):
+    for small, large in itertools.combinations(names, 2):
         adapted, static = sizes[small], sizes[large]
         margin = results.margin(static[static.role == "static"], adapted[adapted.role == "adapted"])
         holds.append(results.is_above(margin))
