@@ -84,11 +84,18 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """The best rule, and what the mixture is short of it."""
+    """The rules from the best on, by how much each but the first is behind, and the mixture beside the best."""
     adapted = {
         name_of(update): own[own.role == "adapted"] for update, own in rows.groupby("update", sort=False, dropna=False)
     }
-    bits = {name: results.totals(own, ["role"]).bits_per_byte.iloc[0] for name, own in adapted.items()}
-    best = min((name for name in bits if name != "mixture"), key=bits.__getitem__)
-    ahead = results.said(results.margin(adapted[best], adapted["mixture"]))
-    return f"best rule with its own rate: {best}, {bits[best]:.3f} bits per byte; the mixture, with no rate chosen: {ahead} below it"
+    best, *others = sorted((name for name in adapted if name != "mixture"), key=lambda name: adapted[name].nats.sum())
+
+    def behind(better: str, worse: str) -> str:
+        return results.said(results.margin(adapted[worse], adapted[better]))
+
+    bits = results.totals(adapted[best], ["role"]).bits_per_byte.iloc[0]
+    told = "; ".join(f"{name} {behind(best, name)}" for name in others)
+    return (
+        f"best rule with its own rate: {best}, {bits:.3f} bits per byte; the mixture, with no rate chosen: "
+        f"{behind('mixture', best)} below it; above it: {told}"
+    )
