@@ -51,7 +51,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """MLPs against the next best kind of weights in the blocks and against embeddings; the best single block against the next best."""
+    """MLPs against the next best kind of weights in the blocks and against embeddings; middle blocks and pairs against outer ones."""
     adapted = {name_of(parameters): own for parameters, own in rows[rows.role == "adapted"].groupby("parameters")}
     of = {name: gain for name, gain, *_ in gains(rows)}
 
@@ -66,15 +66,19 @@ def verdict(rows: pd.DataFrame) -> str:
 
     kinds = best(("mlp", "self_attn", "q_proj", "norm"))
     blocks = best(name for name in of if name.startswith("block "))
-    outer = {"block 0", f"block {len(blocks) - 1}"}
-    middle, end = (next(name for name in blocks if (name in outer) is at_end) for at_end in (False, True))
-    others = [name for name in kinds if name != "mlp"]
-    word = results.word(
-        [results.is_above(ahead(*pair)) for pair in (("mlp", others[0]), ("mlp", "embed_tokens"), (middle, end))]
-    )
+    pairs = best(name for name in of if name.startswith("blocks "))
+    outer = {f"block {block}" for block in (0, len(blocks) - 1)}
+    outer |= {f"blocks {first}–{first + 1}" for first in (0, len(blocks) - 2)}
+    inner_and_outer = [
+        tuple(next(name for name in names if (name in outer) is is_outer) for is_outer in (False, True))
+        for names in (blocks, pairs)
+    ]
+    claimed = [("mlp", next(name for name in kinds if name != "mlp")), ("mlp", "embed_tokens"), *inner_and_outer]
+    word = results.word([results.is_above(ahead(*two)) for two in claimed])
     told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
     return (
         f"{word}: in the blocks {kinds[0]} is best, {said(*kinds[:2])} bits per byte ahead of {kinds[1]}; embed_tokens, which "
         f"is the output layer too, is {said('embed_tokens', kinds[0])} ahead of it; the best single block is "
-        f"{blocks[0][6:]}, {said(*blocks[:2])} ahead of {blocks[1][6:]}; gains over static: {told}"
+        f"{blocks[0][6:]}, {said(*blocks[:2])} ahead of {blocks[1][6:]}; the best pair {pairs[0][7:]}, {said(*pairs[:2])} ahead "
+        f"of {pairs[1][7:]}; gains over static: {told}"
     )
