@@ -103,13 +103,13 @@ def run(name: str, scale: grid.Scale, again: bool = False) -> None:
                 failed[told(settings)] = error
         left = sum(map(is_left, waiting))
         done, seconds = len(waiting) - left, time.time() - began
-        ahead = seconds / done * left
+        ahead = seconds / max(1, done) * left
         print(f"{done}/{len(waiting)}  {seconds:6,.0f} s, {ahead:6,.0f} s left  {told(settings)}", flush=True)
     rows = results.join(name, scale)
     if len(rows):
         print(results.markdown(results.totals(rows, [*points[0], "role"])))
     if left := sum(map(is_left, waiting)):
-        print(f"points that another process is still at: {left}")
+        print(f"points left to another process: {left}")
     if failed:
         raise ValueError(f"{len(failed)} points could not be measured, the first as {next(iter(failed.values()))}")
 

@@ -67,18 +67,19 @@ def keep(name: str, point: dict[str, Any], rows: pd.DataFrame, scale: Scale, too
 
 def join(name: str, scale: Scale) -> pd.DataFrame:
     """Joins the rows of all points that are done, in the order of the grid; those of the committed scale are `results.csv`."""
-    before, found = _before(name, scale), []
-    for point in points(name):
-        path = path_of(name, point, scale)
-        found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
-    found = [rows for rows in found if len(rows)]
-    if not found:
-        return pd.DataFrame()
-    rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
-    if scale.name == COMMITTED:
-        with FileLock(RUNS / name / "results.lock"), draft_of(folder_of(name) / "results.csv") as draft:
-            rows.to_csv(draft, index=False)
-    return rows
+    with FileLock(RUNS / f"{name}.lock"):  # several processes may be at it
+        before, found = _before(name, scale), []
+        for point in points(name):
+            path = path_of(name, point, scale)
+            found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
+        found = [rows for rows in found if len(rows)]
+        if not found:
+            return pd.DataFrame()
+        rows = pd.concat(found, ignore_index=True).drop_duplicates()  # at some scales two points may be one
+        if scale.name == COMMITTED:
+            with draft_of(folder_of(name) / "results.csv") as draft:
+                rows.to_csv(draft, index=False)
+        return rows
 
 
 def _before(name: str, scale: Scale) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):
         assert is_mine
         command.run("size", small)
         assert measured == [last]
-        assert "another process is still at: 1" in capsys.readouterr().out
+        assert "left to another process: 1" in capsys.readouterr().out
     command.run("size", small)
     assert measured == [last, first, last] and "another process" not in capsys.readouterr().out
 

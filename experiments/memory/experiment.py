@@ -176,10 +176,10 @@ def figure(rows: pd.DataFrame) -> Figure:
         axis.set_xticks(lags, [str(lag) for lag in lags])
         title = "a fact" if kind == "fact" else "a style"
         pictures.label(axis, "segments later", "nats per token remembered", f"{title}, planted once")
-    for number, (name, group) in enumerate(everything.items()):
+    for number, group in enumerate(everything.values()):  # in the colors of the other panels
         (x, x_low, x_high), (y, y_low, y_high) = (learned(group, kind) for kind in ("book", "other"))
         errors = {"xerr": [[x - x_low], [x_high - x]], "yerr": [[y - y_low], [y_high - y]]}
-        forgetting.errorbar(x, y, **errors, color=pictures.OTHER[number], marker="o", capsize=2, label=name)
+        forgetting.errorbar(x, y, **errors, color=pictures.OTHER[number], marker="o", capsize=2)
     forgetting.axhline(0, color="black", linewidth=0.6)
     pictures.label(forgetting, "nats per token gained on the book", "nats per token gained on another", "forgetting")
     return drawing

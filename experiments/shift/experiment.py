@@ -11,8 +11,8 @@ BY = ["model.pretrained", "context"]
 RUNGS = {
     "general_3m": "no books",
     "books_little": "0.4M tokens of books",
-    "books_more": "1.5M",
-    "books_third": "5M, a third of all",
+    "books_more": "1.5M tokens of books",
+    "books_third": "5M tokens of books",
 }
 
 
@@ -34,7 +34,7 @@ def figure(rows: pd.DataFrame) -> Figure:
             line = found[found.role == role]
             axis.plot(line.window, line.bits_per_byte, "o-", color=color, label=role)
         axis.set_xscale("log", base=2)
-        pictures.label(axis, "tokens in view", title=f"fine-tuned: {RUNGS[results.short(model)]}")
+        pictures.label(axis, "tokens in view", title=RUNGS[results.short(model)])
     return picture
 
 
@@ -54,12 +54,13 @@ def advantages(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """
     rows = rows.assign(window=rows.context.map(window_of))
     found = {}
+    shortest = rows.window.min()
     for model, own in rows.groupby("model.pretrained", sort=False):
         static, adapted = own[own.role == "static"], own[own.role == "adapted"]
         best = static.groupby("window").nats.sum().idxmin()
         long, short = (
             chosen.set_index("document")[["nats", "bytes"]]
-            for chosen in (static[static.window == best], adapted[adapted.window == adapted.window.min()])
+            for chosen in (static[static.window == best], adapted[adapted.window == shortest])
         )
         name = f"{RUNGS[results.short(model)]} ({best:,})"
         found[name] = long.assign(nats=long.nats - short.nats).reset_index()
