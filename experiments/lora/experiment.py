@@ -57,12 +57,15 @@ def figure(rows: pd.DataFrame) -> Figure:
                   ("flops_per_token", 1e-6, "MFLOPs per token")]  # fmt: skip
     for axis, (column, factor, name) in zip(panels, quantities, strict=False):
         for color, (kind, own) in zip(pictures.OTHER, found.groupby("kind", sort=False), strict=False):
+            own = own.sort_values("learned_weights")
             axis.plot(factor * own[column], own.bits_per_byte, "o-", color=color, label=kind)
         axis.axhline(static, color=pictures.STATIC, linestyle="--", label="static")
         pictures.label(axis, name)
     panels[0].set_xscale("log")
-    for name, own in regrets(rows).items():
-        panels[3].plot(own.index, own, label=name)
+    for axis in (panels[0], panels[2]):
+        axis.get_legend().remove()  # the one between them is of all three
+    for color, (name, own) in zip([pictures.STATIC, *pictures.OTHER[1:]], regrets(rows).items(), strict=False):
+        panels[3].plot(own.index, own, color=color, label=name)
     pictures.label(panels[3], "tokens read", "nats a document more than all weights")
     return picture
 
@@ -88,27 +91,29 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     found["parameters"] = [name_of(parameters) for parameters in of.index]
     found["learned weights"] = of.learned_weights.to_list()
     found["peak MiB"] = (of.peak_memory_bytes / 2**20).round().astype(int).to_list()
-    return found
+    kinds = list(dict.fromkeys(map(kind_of, of.index)))
+    place = [kinds.index(kind_of(parameters)) for parameters in of.index]
+    return found.assign(place=place).sort_values(["place", "learned weights"]).drop(columns="place")
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """LoRA between static and all weights, in loss, memory and regret."""
-    adapted = {name_of(key): own for key, own in rows[rows.role == "adapted"].groupby("parameters", sort=False)}
-    adapters = [name for name in adapted if name.startswith("LoRA")]
-    best = min(adapters, key=lambda name: adapted[name].nats.sum())
-    static = rows[(rows.role == "static") & (rows.parameters == rows.parameters.iloc[0])]
-    over_static, under_all = (
-        results.margin(static, adapted[best]),
-        results.margin(adapted[best], adapted["all weights"]),
-    )
-    memory = rows.groupby("parameters").peak_memory_bytes.first()
-    saved = {name_of(key): value for key, value in memory.items()}
-    ends = {name: own.iloc[-1] for name, own in regrets(rows).items()}
-    saves = saved[best] < saved["all weights"]
-    gains = ", ".join(f"{name} {results.margin(static, own)[0]:+.3f}" for name, own in adapted.items())
+    """LoRA between static and all weights, in loss, memory and regret; and beside the last MLP, which takes less memory."""
+    of = {name_of(key): own for key, own in rows[rows.role == "adapted"].groupby("parameters", sort=False)}
+    of["static"] = rows[(rows.role == "static") & (rows.parameters == rows.parameters.iloc[0])]
+    best = min((name for name in of if name.startswith("LoRA")), key=lambda name: of[name].nats.sum())
+
+    def ahead(better: str, worse: str) -> tuple[float, float | None, float | None]:
+        return results.margin(of[worse], of[better])
+
+    peaks = {name_of(key): peak for key, peak in rows.groupby("parameters").peak_memory_bytes.first().items()}
+    takes = {name: peak / peaks["all weights"] for name, peak in peaks.items()}
+    claimed = (best, "static"), ("all weights", best), (best, "last MLP")
+    word = results.word([*(results.is_above(ahead(*two)) for two in claimed), takes[best] < 1])
+    regret = ", ".join(f"{name} {own.iloc[-1]:,.0f}" for name, own in regrets(rows).items())
+    gains = ", ".join(f"{name} {ahead(name, 'static')[0]:+.3f}" for name in of if name != "static")
     return (
-        f"{results.word([results.is_above(over_static), results.is_above(under_all), saves])}: the best adapter ({best}) is {results.said(over_static)} bits per byte below static, all weights are "
-        f"{results.said(under_all)} below it; peak memory {saved[best] / saved['all weights']:.2f}× that of all weights; "
-        f"regret at the end, nats a document: {', '.join(f'{name} {value:.0f}' for name, value in ends.items())}; gains over "
-        f"static: {gains}"
+        f"{word}: the best adapter ({best}) is {results.said(ahead(best, 'static'))} bits per byte below static, all weights are "
+        f"{results.said(ahead('all weights', best))} below it, the last block's MLP alone {results.said(ahead('last MLP', best))}; "
+        f"peak memory {takes[best]:.3f}× and {takes['last MLP']:.3f}× that of all weights; regret at the end, nats a document: "
+        f"{regret}; gains over static: {gains}"
     )
