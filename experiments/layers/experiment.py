@@ -75,10 +75,9 @@ def verdict(rows: pd.DataFrame) -> str:
     ]
     claimed = [("mlp", next(name for name in kinds if name != "mlp")), ("mlp", "embed_tokens"), *inner_and_outer]
     word = results.word([results.is_above(ahead(*two)) for two in claimed])
-    told = ", ".join(f"{name} {gain:+.3f}" for name, gain in of.items())
     return (
         f"{word}: in the blocks {kinds[0]} is best, {said(*kinds[:2])} bits per byte ahead of {kinds[1]}; embed_tokens, which "
         f"is the output layer too, is {said('embed_tokens', kinds[0])} ahead of it; the best single block is "
         f"{blocks[0][6:]}, {said(*blocks[:2])} ahead of {blocks[1][6:]}; the best pair {pairs[0][7:]}, {said(*pairs[:2])} ahead "
-        f"of {pairs[1][7:]}; gains over static: {told}"
+        f"of {pairs[1][7:]}"
     )

@@ -110,10 +110,9 @@ def verdict(rows: pd.DataFrame) -> str:
     claimed = (best, "static"), ("all weights", best), (best, "last MLP")
     word = results.word([*(results.is_above(ahead(*two)) for two in claimed), takes[best] < 1])
     regret = ", ".join(f"{name} {own.iloc[-1]:,.0f}" for name, own in regrets(rows).items())
-    gains = ", ".join(f"{name} {ahead(name, 'static')[0]:+.3f}" for name in of if name != "static")
     return (
         f"{word}: the best adapter ({best}) is {results.said(ahead(best, 'static'))} bits per byte below static, all weights are "
         f"{results.said(ahead('all weights', best))} below it, the last block's MLP alone {results.said(ahead('last MLP', best))}; "
         f"peak memory {takes[best]:.3f}× and {takes['last MLP']:.3f}× that of all weights; regret at the end, nats a document: "
-        f"{regret}; gains over static: {gains}"
+        f"{regret}"
     )
