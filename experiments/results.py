@@ -71,7 +71,7 @@ def join(name: str, scale: Scale) -> pd.DataFrame:
         before, found = _before(name, scale), []
         for point in points(name):
             path = path_of(name, point, scale)
-            found.append(pd.read_csv(path) if path.exists() else before[before.key == path.stem])
+            found.append(_read(path) if path.exists() else before[before.key == path.stem])
         found = [rows for rows in found if len(rows)]
         if not found:
             return pd.DataFrame()
@@ -90,7 +90,11 @@ def _before(name: str, scale: Scale) -> pd.DataFrame:
 
 def load(name: str) -> pd.DataFrame:
     """The committed results."""
-    return pd.read_csv(folder_of(name) / "results.csv", dtype={"key": str, "commit": str})
+    return _read(folder_of(name) / "results.csv")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"key": str, "commit": str})  # they may be all digits
 
 
 def commit() -> str:

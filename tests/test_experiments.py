@@ -57,6 +57,13 @@ def test_the_tables_of_claims_say_what_the_results_say():
     assert told and [margin for margin in told if margin not in every] == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_points_are_among_the_results(name):
+    books = grid.Scale.read()
+    keys = [grid.key_of(name, point, books) for point in grid.points(name)]
+    assert set(results.load(name).key) == set(keys)
+
+
 def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):
     measured = []
 
