@@ -85,7 +85,6 @@ def run(name: str, scale: grid.Scale, again: bool = False) -> None:
         points = points[:: max(1, len(points) - 1)]  # the first and the last
     began = time.time()
     since = began if again or scale.quick else None
-
     failed: dict[str, ValueError] = {}  # by the point as it is told
 
     def is_left(settings: dict[str, Any]) -> bool:

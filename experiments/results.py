@@ -18,6 +18,7 @@ from experiments.grid import FOLDER, Scale, folder_of, key_of, points
 
 RUNS = Path("runs/experiments")
 COMMITTED = "books"  # the scale of results.csv
+Margin = tuple[float, float | None, float | None]  # with the ends of its interval, which a single document has none of
 FOUND, END = "<!-- what was found: python -m experiments figure -->", "<!-- end -->"
 
 
@@ -38,9 +39,7 @@ def is_done(name: str, point: dict[str, Any], scale: Scale, since: float | None 
 @contextmanager
 def claim(name: str, point: dict[str, Any], scale: Scale) -> Iterator[bool]:
     """Whether the point is this process's to measure: if no other one is at it. A process that dies gives up its claims."""
-    path = path_of(name, point, scale).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path_of(name, point, scale).with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -130,7 +129,7 @@ def totals(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     ).reset_index()
 
 
-def margin(worse: pd.DataFrame, better: pd.DataFrame) -> tuple[float, float | None, float | None]:
+def margin(worse: pd.DataFrame, better: pd.DataFrame) -> Margin:
     """By how many bits per byte `better` is below `worse`, with its 95% interval, paired by document."""
     worse, better = (rows.groupby("document")[["nats", "bytes"]].sum() for rows in (worse, better))
     both = worse.index.intersection(better.index)
@@ -138,7 +137,7 @@ def margin(worse: pd.DataFrame, better: pd.DataFrame) -> tuple[float, float | No
     return paired_margin(bits, better.bytes[both].to_numpy())
 
 
-def is_above(margin: tuple[float, float | None, float | None], bound: float = 0.0) -> bool | None:
+def is_above(margin: Margin, bound: float = 0.0) -> bool | None:
     """Whether a margin is above a bound; None if its interval holds the bound, so that the documents leave it open."""
     middle, low, high = margin
     if low is None or high is None:  # of a single document
@@ -153,7 +152,7 @@ def word(parts: Sequence[bool | None]) -> str:
     return "holds in part" if any(parts) else "left open" if None in parts else "does not hold"
 
 
-def said(margin: tuple[float, float | None, float | None]) -> str:
+def said(margin: Margin) -> str:
     """A margin in words: `0.123 [0.100, 0.146]`."""
     middle, low, high = margin
     return f"{middle:+.3f}" if low is None else f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -52,7 +52,7 @@ def most_gained(domains: list[tuple[str, pd.DataFrame]], count: int = 3) -> list
     return sorted(domains[1:], key=lambda domain: -total_gain(domain[1])[0])[:count]
 
 
-def total_gain(rows: pd.DataFrame) -> tuple[float, float | None, float | None]:
+def total_gain(rows: pd.DataFrame) -> results.Margin:
     """Gain over static with its interval."""
     return results.margin(rows[rows.role == "static"], rows[rows.role == "adapted"])
 

@@ -58,7 +58,7 @@ def verdict(rows: pd.DataFrame) -> str:
     def best(names: Iterable[str]) -> list[str]:
         return sorted(names, key=of.__getitem__, reverse=True)
 
-    def ahead(better: str, worse: str) -> tuple[float, float | None, float | None]:
+    def ahead(better: str, worse: str) -> results.Margin:
         return results.margin(adapted[worse], adapted[better])
 
     def said(better: str, worse: str) -> str:

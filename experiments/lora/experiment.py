@@ -102,7 +102,7 @@ def verdict(rows: pd.DataFrame) -> str:
     of["static"] = rows[(rows.role == "static") & (rows.parameters == rows.parameters.iloc[0])]
     best = min((name for name in of if name.startswith("LoRA")), key=lambda name: of[name].nats.sum())
 
-    def ahead(better: str, worse: str) -> tuple[float, float | None, float | None]:
+    def ahead(better: str, worse: str) -> results.Margin:
         return results.margin(of[worse], of[better])
 
     peaks = {name_of(key): peak for key, peak in rows.groupby("parameters").peak_memory_bytes.first().items()}

@@ -13,7 +13,7 @@ from dynlight.experts import paired_margin
 from experiments import grid, pictures, protocol
 from experiments.grid import Scale
 from experiments.memory.planted import PLACES, SMALL_PLACES, Pair
-from experiments.results import said
+from experiments.results import Margin, said
 
 RATES = {"SGD": [0.03, 0.1], "RMSDynamic": [1e-4]}
 STATISTICS = ["--update.statistics.segments=50"]
@@ -105,14 +105,14 @@ def rows_of(arguments: list[str], pairs: list[Pair], together: int) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def remembered(rows: pd.DataFrame) -> tuple[float, float | None, float | None]:
+def remembered(rows: pd.DataFrame) -> Margin:
     """By how many nats a token what was planted is more likely than where it was not, with its 95% interval."""
     sums = rows.groupby(["planted", "document"])[["nats", "tokens"]].sum()
     planted, unplanted = sums.loc[True], sums.loc[False]
     return paired_margin((unplanted.nats - planted.nats).to_numpy(), planted.tokens.to_numpy())
 
 
-def learned(rows: pd.DataFrame, kind: str) -> tuple[float, float | None, float | None]:
+def learned(rows: pd.DataFrame, kind: str) -> Margin:
     """By how many nats a token learning makes text of a kind more likely than it is to the static model."""
     sums = rows[rows.kind == kind].groupby(["role", "document"])[["nats", "tokens"]].sum()
     static, adapted = sums.loc["static"], sums.loc["adapted"]

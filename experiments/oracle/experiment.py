@@ -157,7 +157,7 @@ def differences(rows: pd.DataFrame, method: str, other: str = "adapted") -> pd.S
     return (found / by_hand - 1).abs()
 
 
-def gain(rows: pd.DataFrame, method: str, role: str = "adapted") -> tuple[float, float | None, float | None]:
+def gain(rows: pd.DataFrame, method: str, role: str = "adapted") -> results.Margin:
     """By how many bits per byte the method is below static."""
     own = rows[rows.method == method]
     return results.margin(own[own.role == "static"], own[own.role == role])

@@ -47,7 +47,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return results.beside_controls(rows, BY)
 
 
-def margins(rows: pd.DataFrame, control: str) -> list[tuple[float, float | None, float | None]]:
+def margins(rows: pd.DataFrame, control: str) -> list[results.Margin]:
     """Of each period, from the shortest, by how much adapting is better than the control."""
     each = [own for _, own in rows.groupby("schedule.every")]
     return [results.margin(own[own.role == control], own[own.role == "adapted"]) for own in each]
