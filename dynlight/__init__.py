@@ -4,40 +4,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynlight.context import Context, Overlapping, TransformerXL
-    from dynlight.documents import Document, DocumentStream
-    from dynlight.flops import FlopsLogger
-    from dynlight.mixture import Mixture
-    from dynlight.module import DynamicEvaluation
-    from dynlight.parameters import All, LoRA, Matching, Parameters
-    from dynlight.pretrained import Pretrained
-    from dynlight.progress import DocumentProgress
-    from dynlight.records import Records
-    from dynlight.reset import ResetWeights
-    from dynlight.schedule import UpdateFrequency
-    from dynlight.updates import GradientStatistics, RMSDynamic
+    from dynlight.choices.context import Context, Overlapping, TransformerXL
+    from dynlight.choices.mixture import Mixture
+    from dynlight.choices.parameters import All, LoRA, Matching, Parameters
+    from dynlight.choices.reset import ResetWeights
+    from dynlight.choices.schedule import UpdateFrequency
+    from dynlight.choices.update import GradientStatistics, RMSDynamic
+    from dynlight.documents.document import Document, DocumentStream
+    from dynlight.errors import SettingError
+    from dynlight.learning.flops import FlopsLogger
+    from dynlight.learning.module import DynamicEvaluation
+    from dynlight.learning.processes.strategies import PowerSGD
+    from dynlight.recording.progress import DocumentProgress
+    from dynlight.recording.records import Records
+    from dynlight.running.pretrained import Pretrained
 
 # Each public name and its module; imported when asked for, so that what needs no torch (the report) starts at once.
 _MODULES = {
-    "All": "parameters",
-    "Context": "context",
-    "Document": "documents",
-    "DocumentProgress": "progress",
-    "DocumentStream": "documents",
-    "DynamicEvaluation": "module",
-    "FlopsLogger": "flops",
-    "GradientStatistics": "updates",
-    "LoRA": "parameters",
-    "Matching": "parameters",
-    "Mixture": "mixture",
-    "Overlapping": "context",
-    "Parameters": "parameters",
-    "Pretrained": "pretrained",
-    "RMSDynamic": "updates",
-    "Records": "records",
-    "ResetWeights": "reset",
-    "TransformerXL": "context",
-    "UpdateFrequency": "schedule",
+    "All": "choices.parameters",
+    "Context": "choices.context",
+    "Document": "documents.document",
+    "DocumentProgress": "recording.progress",
+    "DocumentStream": "documents.document",
+    "DynamicEvaluation": "learning.module",
+    "FlopsLogger": "learning.flops",
+    "GradientStatistics": "choices.update",
+    "LoRA": "choices.parameters",
+    "Matching": "choices.parameters",
+    "Mixture": "choices.mixture",
+    "Overlapping": "choices.context",
+    "Parameters": "choices.parameters",
+    "PowerSGD": "learning.processes.strategies",
+    "Pretrained": "running.pretrained",
+    "RMSDynamic": "choices.update",
+    "Records": "recording.records",
+    "ResetWeights": "choices.reset",
+    "SettingError": "errors",
+    "TransformerXL": "choices.context",
+    "UpdateFrequency": "choices.schedule",
 }
 __all__ = list(_MODULES)
 

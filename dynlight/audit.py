@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
-from dynlight import audit_checks as checks
-from dynlight.audit_checks import Check, Policy, Scorer, Subject, Tokens
-from dynlight.errors import raised_here
+from dynlight.auditing import checks
+from dynlight.auditing.checks import Check, Policy, Scorer, Subject, Tokens
+from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.audit --config X.yaml [--section.key value ...]
        python -m dynlight.audit --receipt runs/x [--documents 0,2] [--segments 0-7]
@@ -139,15 +139,15 @@ def audit(
         seed: of every replacement.
 
     Raises:
-        ValueError: if there is nothing to try the scorer on, or it doesn't return a list for each document.
+        SettingError: if there is nothing to try the scorer on, or it doesn't return a list for each document.
     """
     pieces = [[int(token) for token in tokens] for tokens in documents]
     if policy not in ("document", "stream"):
-        raise ValueError(f"policy must be document or stream, got {policy}")
+        raise SettingError("policy", "be document or stream", got=policy)
     if len(pieces) < 2 or min(map(len, pieces)) < 2:
-        raise ValueError(f"documents must be two at least, of two tokens at least, got lengths {[*map(len, pieces)]}")
+        raise SettingError("documents", "be two at least, of two tokens at least", got=f"lengths {[*map(len, pieces)]}")
     if vocabulary < 2 or max(map(max, pieces)) >= vocabulary or min(map(min, pieces)) < 0:
-        raise ValueError(f"vocabulary must be above every token and at least 2, got {vocabulary}")
+        raise SettingError("vocabulary", "be above every token and at least 2", got=vocabulary)
     began = time.perf_counter()
     always = lambda index: True  # noqa: E731
     subject = Subject(scorer, pieces, vocabulary, policy, tolerance, segment, learns or always, seed)
@@ -213,23 +213,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = _own_options(arguments)
         if "receipt" in options:
-            from dynlight import receipt
+            from dynlight.recording import receipt
 
             if rest:
-                raise ValueError(f"{rest[0].lstrip('-')} must be left out with receipt, got {' '.join(rest)}")
+                raise SettingError(rest[0].lstrip("-"), "be left out with receipt", got=" ".join(rest))
             replay = receipt.replay(options["receipt"], options.get("documents"), options.get("segments"))
             print(replay.table())
             return 0 if replay.agrees else 1
         if replayed := options.keys() & {"documents", "segments"}:
-            raise ValueError(f"receipt must be given with {min(replayed)}, got nothing")
-        from dynlight import audit_run
+            raise SettingError("receipt", f"be given with {min(replayed)}", got="nothing")
+        from dynlight.auditing import run_scorer as audit_run
 
         run = audit_run.AuditedRun(rest)
         result = audit(run.scorer, policy=options.get("policy", run.policy), **run.knowledge())  # type: ignore[arg-type]
-    except ValueError as error:
-        if (ours := raised_here(error)) is None:
-            raise
-        print(f"error: {ours}", file=sys.stderr)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(result.table())
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -249,12 +247,12 @@ def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if argument.startswith("--") and name in ("receipt", "documents", "segments", "policy"):
             given = value if equals else next(waiting, "")
             if not given:
-                raise ValueError(f"{name} must be given a value, got nothing")
+                raise SettingError(name, "be given a value", got="nothing")
             options[name] = given
         else:
             rest.append(argument)
     if options.get("policy", "document") not in ("document", "stream"):
-        raise ValueError(f"policy must be document or stream, got {options['policy']}")
+        raise SettingError("policy", "be document or stream", got=options["policy"])
     return options, rest
 
 

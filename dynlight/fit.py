@@ -22,25 +22,37 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from dynlight import dashboard, report, strategies, together
-from dynlight.board import ProcessFailedError
-from dynlight.checkpoint import Checkpoint, CheckpointPeriod, Interrupted, Signals
-from dynlight.context import Context
-from dynlight.documents import Document, DocumentStream
+from dynlight.choices.context import Context
+from dynlight.choices.mixture import Mixture
+from dynlight.choices.parameters import Parameters
+from dynlight.choices.reset import ResetWeights
+from dynlight.choices.schedule import UpdateFrequency
+from dynlight.choices.update import Update
+from dynlight.documents.document import Document, DocumentStream
 from dynlight.durable import draft_of
-from dynlight.errors import ConfigFile, one_line, raised_here, setting_names
-from dynlight.flops import FlopsLogger
-from dynlight.mixture import Mixture
-from dynlight.module import DynamicEvaluation, check_precision, warn_of_imitated_bf16
-from dynlight.parameters import Parameters
-from dynlight.pretrained import Pretrained
-from dynlight.progress import DocumentProgress
-from dynlight.receipt import Receipt
-from dynlight.records import Records
-from dynlight.reset import ResetWeights
-from dynlight.resume import Origin, find_start, how_to_resume, is_read, is_unfinished, remove_unfinished, settings_of
-from dynlight.schedule import UpdateFrequency
-from dynlight.updates import Update
+from dynlight.errors import SettingError
+from dynlight.learning.flops import FlopsLogger
+from dynlight.learning.module import DynamicEvaluation, check_precision, warn_of_imitated_bf16
+from dynlight.learning.processes import strategies
+from dynlight.learning.processes.board import ProcessFailedError
+from dynlight.recording import loggers as dashboard
+from dynlight.recording.checkpoint import Checkpoint, CheckpointPeriod, Interrupted, Signals
+from dynlight.recording.progress import DocumentProgress
+from dynlight.recording.receipt import Receipt
+from dynlight.recording.records import Records
+from dynlight.recording.report import summary as report
+from dynlight.recording.resume import (
+    Origin,
+    find_start,
+    how_to_resume,
+    is_read,
+    is_unfinished,
+    remove_unfinished,
+    settings_of,
+)
+from dynlight.running import together
+from dynlight.running.messages import ConfigFile, one_line, setting_names
+from dynlight.running.pretrained import Pretrained
 
 HELP = """usage: python -m dynlight.fit --config X.yaml [--section.key value ...]
 
@@ -110,7 +122,7 @@ def parser() -> ArgumentParser:
     settings.add_class_arguments(Pretrained, "model")
     settings.add_class_arguments(DocumentStream, "data")
     settings.add_subclass_arguments(Context, "context", required=True)
-    settings.add_subclass_arguments(Parameters, "parameters", default={"class_path": "dynlight.parameters.All"})
+    settings.add_subclass_arguments(Parameters, "parameters", default={"class_path": "dynlight.All"})
     settings.add_argument("--update", type=Update | list[Update] | None, default=None)
     settings.add_class_arguments(UpdateFrequency, "schedule")
     settings.add_class_arguments(ResetWeights, "reset")
@@ -133,13 +145,13 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """The configuration that the arguments describe.
 
     Raises:
-        ValueError: in one line, if they describe none.
+        SettingError: in one line, if they describe none.
     """
     settings = parser()
     try:
         config = settings.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ValueError(one_line(str(error), setting_names(settings))) from error
+        raise SettingError.worded(one_line(str(error), setting_names(settings))) from error
     defaults = settings.get_defaults(skip_validation=True)
     for name in _NOT_NULL:
         if config.get(name, ...) is None:
@@ -158,7 +170,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
         signals: what tells it to stop.
 
     Raises:
-        ValueError: if the configuration cannot be run.
+        SettingError: if the configuration cannot be run.
         Interrupted: if a signal said so.
     """
     folder = folder_of(config)
@@ -166,7 +178,7 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
     origin = Origin.read(folder) if resumes else Origin()
     origin.check_settings(folder, settings_of(config.as_dict()))
     if not 0 <= config.seed < 2**32:
-        raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {config.seed}")
+        raise SettingError("seed", f"be from 0 to {2**32 - 1}", got=config.seed)
     check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
     choices = parser().instantiate(_logging_into(folder, config, origin, resumes))
     command = f"python -m dynlight.fit --config {folder / 'config.yaml'}"
@@ -209,9 +221,11 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
             sys.exit(2)  # process 0 says why
         _release(error, module, trainer)
         if strategies.is_sharded(trainer):
-            raise ValueError(
-                f"trainer.devices must be as many as the parts of the model, its gradients and the optimizer's state fit "
-                f"on, got {trainer.world_size}, where memory ran out; choose more, LoRA, or a shorter context.segment"
+            raise SettingError(
+                "trainer.devices",
+                "be as many as the parts of the model, its gradients and the optimizer's state fit on",
+                got=f"{trainer.world_size}, where memory ran out",
+                advice="choose more, LoRA, or a shorter context.segment",
             ) from error
         raise together.does_not_fit(choices.data.together, make_trial) from error
     except BaseException as error:
@@ -253,11 +267,11 @@ def on_one_device(settings: Namespace) -> Namespace:
     """The trainer's settings for reading the same in this process alone; scores don't depend on it.
 
     Raises:
-        ValueError: if they do, as all processes learn one set of weights.
+        SettingError: if they do, as all processes learn one set of weights.
     """
     if settings.strategy not in ("auto", "document_parallel", "model_parallel"):
-        raise ValueError(
-            f"trainer.strategy must be auto, document_parallel or model_parallel to be read again, got {settings.strategy}"
+        raise SettingError(
+            "trainer.strategy", "be auto, document_parallel or model_parallel to be read again", got=settings.strategy
         )
     return Namespace(**(settings.as_dict() | {"strategy": "auto", "devices": 1, "num_nodes": 1}))
 
@@ -276,7 +290,7 @@ def _trial(choices: Namespace, chosen: dict[str, Any], trainer: Trainer, folder:
 
 def _leave_to_first(error: BaseException) -> None:
     """Ends this process without a word where the first one says why."""
-    if isinstance(error, ProcessFailedError | Interrupted) or raised_here(error):
+    if isinstance(error, ProcessFailedError | Interrupted | SettingError):
         sys.exit(2)
 
 
@@ -306,7 +320,7 @@ def make_trainer(settings: Namespace, meters: list[Callback], folder: Path) -> T
         reason = shorten(" ".join(str(error).split()), 200, placeholder=" …")
         named = re.search(r"`(accelerator|devices|strategy|precision|num_nodes)\b", reason)
         setting = f"trainer.{named[1]}" if named else "trainer"
-        raise ValueError(f"{setting} must be what Lightning can run here, got something else: {reason}") from error
+        raise SettingError(setting, "be what Lightning can run here", got=f"something else: {reason}") from error
 
 
 def silent_trainer(settings: Namespace, meters: list[Callback], folder: Path | None = None) -> Trainer:
@@ -334,11 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             arguments, resumes = _resumed(arguments)
             config = parse(arguments)
             summary = fit(config, resumes, signals)
-    except ValueError as error:
-        if (ours := raised_here(error)) is None:
-            _say_how_to_resume(config)
-            raise
-        print(f"error: {report.one_line(str(ours))}", file=sys.stderr)
+    except SettingError as error:
+        print(f"error: {report.one_line(str(error))}", file=sys.stderr)
         return 2
     except ProcessFailedError as failure:
         _say_how_to_resume(config)
@@ -383,13 +394,17 @@ def _resumed(arguments: list[str]) -> tuple[list[str], bool]:
     try:
         found, others = flag.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ValueError("resume must be given a value, got nothing") from error
+        raise SettingError("resume", "be given a value", got="nothing") from error
     if found.resume is None:
         return arguments, False
     if any(argument.partition("=")[0] in ("--config", "--out") for argument in others):
-        raise ValueError("resume must stand without config and out, as a run has its own, got both; leave one out")
+        raise SettingError(
+            "resume", "stand without config and out, as a run has its own", got="both", advice="leave one out"
+        )
     if not (found.resume / "config.yaml").is_file():
-        raise ValueError(f"resume must be the folder of an unfinished run, got {found.resume}; it has no config.yaml")
+        raise SettingError(
+            "resume", "be the folder of an unfinished run", got=found.resume, advice="it has no config.yaml"
+        )
     return ["--config", str(found.resume / "config.yaml"), *others, "--out", str(found.resume)], True
 
 
@@ -403,39 +418,43 @@ def _config_name(config: Namespace) -> str:
 
 
 def _check_rates(config: Namespace) -> None:
-    """Raises ValueError where a rule is given a rate of its own that nothing would use."""
+    """Raises SettingError where a rule is given a rate of its own that nothing would use."""
     if config.rates is None and config.mixture is None:
         return
     chosen = config["update"]  # `config.update` is the namespace's own method
     for rule in chosen if isinstance(chosen, list) else [chosen] if chosen else []:
         usual = inspect.signature(pydoc.locate(rule.class_path)).parameters.get("lr")  # type: ignore[arg-type]
         if usual is not None and (given := rule.init_args.lr) != usual.default:
-            raise ValueError(
-                f"update.lr must be left out where there are rates or a mixture, got {given}; set rates: [{given}]"
+            raise SettingError(
+                "update.lr", "be left out where there are rates or a mixture", got=given, advice=f"set rates: [{given}]"
             )
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite and is_unfinished(folder):
-        raise ValueError(
-            f"out must be a new folder, got {folder}, a run that was cut short; go on with {how_to_resume(folder)}, or "
-            "set overwrite: true"
+        raise SettingError(
+            "out",
+            "be a new folder",
+            got=f"{folder}, a run that was cut short",
+            advice=f"go on with {how_to_resume(folder)}, or set overwrite: true",
         )
     if folder.exists() and not (overwrite and folder.is_dir()):
-        raise ValueError(f"out must be a new folder, got {folder}; choose another or set overwrite: true")
+        raise SettingError("out", "be a new folder", got=folder, advice="choose another or set overwrite: true")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ValueError(f"out must be a folder that can be made, got {folder}; {above} cannot be written to")
+        raise SettingError("out", "be a folder that can be made", got=folder, advice=f"{above} cannot be written to")
 
 
 def _check_tokens(documents: Sequence[Document], outline: DynamicEvaluation) -> None:
-    """Raises ValueError where a document has a token that the model has no embedding for."""
+    """Raises SettingError where a document has a token that the model has no embedding for."""
     rows = outline.model.get_input_embeddings().num_embeddings
     for document in documents:
         if (highest := max(document.prefix, int(document.tokens.max()) if len(document) else 0)) >= rows:
-            raise ValueError(
-                f"model.tokenizer must give ids below {rows}, the rows of the model's embedding, got {highest} in "
-                f"{document.name}; choose the tokenizer that the model was trained with"
+            raise SettingError(
+                "model.tokenizer",
+                f"give ids below {rows}, the rows of the model's embedding",
+                got=f"{highest} in {document.name}",
+                advice="choose the tokenizer that the model was trained with",
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dynlight.pretrained import ASSETS
+from dynlight.running.pretrained import ASSETS
 
 FOLDER = Path(__file__).parent
 

@@ -26,10 +26,10 @@ import torch
 from lightning.pytorch import seed_everything
 
 from dynlight import fit
-from dynlight.experts import nats_by_document
-from dynlight.module import DynamicEvaluation
-from dynlight.records import Records
-from dynlight.updates import usual_rates
+from dynlight.choices.update import usual_rates
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.recording.records import Records
+from dynlight.recording.report.rates import nats_by_document
 from experiments.grid import Scale, arguments, digest, model_of, run_of, weights_of
 from experiments.results import RUNS
 
@@ -225,7 +225,7 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
 def alone(arguments: Sequence[str]) -> dict[str, Any]:
     """What `run.json` says of a run in a process of its own, whose peak memory is then of nothing else."""
     code = (
-        "import json, sys; from experiments.protocol import Reading, threads; from dynlight.report import read_run; "
+        "import json, sys; from experiments.protocol import Reading, threads; from dynlight.recording.report.summary import read_run; "
         "threads(); print(json.dumps(read_run(Reading(sys.argv[1:]).records.folder)))"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)

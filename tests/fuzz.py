@@ -27,8 +27,9 @@ import yaml
 from conftest import make_byte_tokenizer
 from folders import configuration, save_documents, save_model
 
-from dynlight import fit, page
-from dynlight.flops import FlopCounter, Flops
+from dynlight import fit
+from dynlight.learning.flops import FlopCounter, Flops
+from dynlight.recording.report import page
 
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 7, 2**31, 2**63, -(2**70), 10**400),

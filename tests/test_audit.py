@@ -199,7 +199,7 @@ def test_other_choices_are_honest(more, letters):
 
 
 def assert_honest(given):
-    from dynlight import audit_run
+    from dynlight.auditing import run_scorer as audit_run
 
     run = audit_run.AuditedRun(given)
     knowledge = run.knowledge()

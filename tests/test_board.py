@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from dynlight import board
-from dynlight.board import Board, ProcessFailedError
+from dynlight.learning.processes import board
+from dynlight.learning.processes.board import Board, ProcessFailedError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from dynlight.documents import Document, DocumentStream, first_tokens, prefix_token, tokenize
+from dynlight.documents.document import Document, DocumentStream, first_tokens, prefix_token, tokenize
 
 TEXTS = {
     "plain": "It was a fine day.",
@@ -155,7 +155,7 @@ def test_cut_keeps_the_characters_of_its_tokens(byte_tokenizer, tokens):
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \r\n😀é▁aad")), min_size=8, max_size=200))
 def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(tokenizers, monkeypatch, text):
-    monkeypatch.setattr("dynlight.documents._START", 4)
+    monkeypatch.setattr("dynlight.documents.document._START", 4)
     for name, tokenizer in tokenizers.items():
         tokens, ends = tokenize(text, tokenizer)
         for count in range(1, min(len(tokens), 5)):
@@ -166,9 +166,9 @@ def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(tokenizers, monk
 
 def test_of_a_long_text_no_more_is_tokenized_than_its_first_tokens_need(byte_tokenizer, monkeypatch):
     lengths = []
-    monkeypatch.setattr("dynlight.documents._START", 20)
+    monkeypatch.setattr("dynlight.documents.document._START", 20)
     monkeypatch.setattr(
-        "dynlight.documents.tokenize", lambda text, _: (lengths.append(len(text)), tokenize(text, _))[1]
+        "dynlight.documents.document.tokenize", lambda text, _: (lengths.append(len(text)), tokenize(text, _))[1]
     )
     document = Document.from_text(0, "x", "the old house " * 1000, byte_tokenizer, max_tokens=2)
     assert lengths == [32, 64]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
 
 from dynlight import fit
-from dynlight.errors import one_line
-from dynlight.pretrained import Pretrained
+from dynlight.running.messages import one_line
+from dynlight.running.pretrained import Pretrained
 
 GONE = object()
 

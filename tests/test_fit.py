@@ -19,7 +19,8 @@ from lightning.pytorch import Trainer
 from models import tiny
 from running import TRAINER, document, random_tokens
 
-from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretrained, TransformerXL, fit, progress
+from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretrained, TransformerXL, fit
+from dynlight.recording import progress
 
 ROOT = Path(__file__).parent.parent
 SAME_IN_EVERY_RUN = ["segments.parquet", "tokens.parquet", "documents.csv"]

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDynamic, TransformerXL
-from dynlight.flops import FlopCounter, Flops
-from dynlight.waves import Cut
+from dynlight.documents.waves import Cut
+from dynlight.learning.flops import FlopCounter, Flops
 
 BLOCKS = 4
 FIRST_MAPS = {  # of a block, those that read its input

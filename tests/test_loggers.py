@@ -22,8 +22,8 @@ from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dynlight import fit
-from dynlight.checkpoint import Checkpoint
-from dynlight.flops import SERIES
+from dynlight.learning.flops import SERIES
+from dynlight.recording.checkpoint import Checkpoint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WANDB = {"class_path": "WandbLogger", "init_args": {"project": "a project"}}
@@ -397,7 +397,7 @@ def test_there_is_one_call_a_segment(run, monkeypatch, tmp_path):
 KILLED = """
 import os, signal, sys
 from dynlight import fit
-from dynlight.checkpoint import Checkpoint
+from dynlight.recording.checkpoint import Checkpoint
 
 left = int(sys.argv[1])
 save, end = Checkpoint.save, Checkpoint.on_train_batch_end

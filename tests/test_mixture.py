@@ -15,7 +15,7 @@ from running import random_tokens, run
 from scipy.special import logsumexp
 
 from dynlight import All, LoRA, Mixture, Overlapping, Records, ResetWeights, RMSDynamic, TransformerXL, UpdateFrequency
-from dynlight.weights import Stacked
+from dynlight.learning.weights import Stacked
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 0, 16, 70))]
 MEMORY = TransformerXL(16, 24)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dynlight import pretraining
-from dynlight.pretraining import (
+from dynlight.pretraining import learning as pretraining
+from dynlight.pretraining.learning import (
     PreciseMuon,
     Pretraining,
     TextWindows,

@@ -10,7 +10,7 @@ from models import tiny
 from running import random_tokens, run
 
 from dynlight import All, LoRA, Overlapping, ResetWeights, TransformerXL
-from dynlight.receipt import Receipt, _sums_of_bits, faults_of, first_link, hash_of_weights, link
+from dynlight.recording.receipt import Receipt, _sums_of_bits, faults_of, first_link, hash_of_weights, link
 
 LEARN = {"update": partial(torch.optim.SGD, lr=0.05)}
 DOCUMENTS = [random_tokens(length, length) for length in (40, 17, 33)]

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynlight import page, report
+from dynlight.recording.report import page
+from dynlight.recording.report import summary as report
 
 pytestmark = pytest.mark.filterwarnings("error")  # no empty mean, no missing glyph
 
@@ -199,7 +200,7 @@ def test_summary_holds_sums_and_ratios_of_sums(tmp_path):
 
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     held = b"x" * 2**30
-    code = "import torch; from dynlight.records import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "import torch; from dynlight.recording.records import peak_memory; print(peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**26 < int(done.stdout) < len(held)
 

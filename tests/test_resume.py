@@ -15,9 +15,11 @@ import yaml
 from folders import configuration, save_model
 from lightning.pytorch import Callback
 
-from dynlight import fit, page, parts, sealed
-from dynlight import receipt as receipts
-from dynlight.flops import FlopCounter, Flops
+from dynlight import fit
+from dynlight.learning.flops import FlopCounter, Flops
+from dynlight.recording import parts, sealed
+from dynlight.recording import receipt as receipts
+from dynlight.recording.report import page
 
 SAME = ["segments.parquet", "tokens.parquet", "documents.csv", "receipt.json"]
 # Ragged: some end within the first segment, some together, one is empty.
@@ -408,7 +410,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(run, library, tmp_p
 
 def test_long_documents_come_in_groups_wherever_they_were_cut(run, library, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "GROUP", 4)
-    monkeypatch.setattr("dynlight.records.HELD", 2)
+    monkeypatch.setattr("dynlight.recording.records.HELD", 2)
     changes = whole({"context": {"class_path": "TransformerXL", "init_args": {"segment": 8, "memory": 8}}}, library)
     assert run(changes=changes, out="whole")[0] == 0
     assert run(changes=changes, stop=4)[0] == 143

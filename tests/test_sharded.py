@@ -14,7 +14,7 @@ from folders import configuration, save_model, save_sentences
 from processes import run_all
 
 from dynlight import fit
-from dynlight.receipt import _sums_of_bits, faults_of, replay
+from dynlight.recording.receipt import _sums_of_bits, faults_of, replay
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "model_parallel"}

@@ -10,10 +10,10 @@ from folders import configuration, save_model, save_sentences
 from processes import run_all
 
 from dynlight import DocumentStream, Pretrained, TransformerXL
-from dynlight.receipt import faults_of
-from dynlight.schedule import due
-from dynlight.waves import deal, segments
-from dynlight.weights import InPlace, token_nats
+from dynlight.choices.schedule import due
+from dynlight.documents.waves import deal, segments
+from dynlight.learning.weights import InPlace, token_nats
+from dynlight.recording.receipt import faults_of
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file: one process has more to read by far
 EVERY = {0: 1, 3: 2}
@@ -33,7 +33,7 @@ def hook(path, state=None):
     return {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": settings}
 
 
-POWER = {"class_path": "dynlight.strategies.PowerSGD", "init_args": {"rank": 4}}
+POWER = {"class_path": "dynlight.PowerSGD", "init_args": {"rank": 4}}
 STRATEGIES = {
     "ddp": "ddp",
     "whole": hook(f"{HOOKS}.default_hooks.allreduce_hook"),

@@ -20,8 +20,8 @@ from processes import run_all
 from running import document, random_tokens
 
 from dynlight import fit
-from dynlight.receipt import faults_of
-from dynlight.waves import deal
+from dynlight.documents.waves import deal
+from dynlight.recording.receipt import faults_of
 
 ROOT = Path(__file__).parent.parent
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "document_parallel"}

@@ -11,9 +11,10 @@ from folders import configuration, save_documents, save_model
 from models import tiny
 from running import TRAINER, document, random_tokens
 
-from dynlight import DynamicEvaluation, TransformerXL, UpdateFrequency, fit, together
-from dynlight.documents import DocumentStream
-from dynlight.together import Choice, Trial, choose, extrapolate, largest_that_fits
+from dynlight import DynamicEvaluation, TransformerXL, UpdateFrequency, fit
+from dynlight.documents.document import DocumentStream
+from dynlight.running import together
+from dynlight.running.together import Choice, Trial, choose, extrapolate, largest_that_fits
 
 MB = 10**6
 

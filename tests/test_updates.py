@@ -9,7 +9,7 @@ from running import document, random_tokens, run
 from safetensors.torch import load_file, save_file
 
 from dynlight import DocumentStream, GradientStatistics, Matching, Overlapping, RMSDynamic, TransformerXL
-from dynlight.weights import token_nats
+from dynlight.learning.weights import token_nats
 
 
 def krause(weights, initial, gradients, mean_squares, lr, decay, epsilon):

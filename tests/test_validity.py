@@ -11,7 +11,7 @@ from models import CONFIGS, WITH_MEMORY, tiny
 from running import document, random_tokens, run
 
 from dynlight import All, LoRA, Matching, Overlapping, Records, ResetWeights, TransformerXL, UpdateFrequency
-from dynlight.waves import NOT_SCORED, SegmentStream, waves
+from dynlight.documents.waves import NOT_SCORED, SegmentStream, waves
 
 SEGMENT = 16
 CONTEXTS = [Overlapping(SEGMENT, 40), TransformerXL(SEGMENT, 24)]
@@ -145,7 +145,7 @@ def test_memory_longer_than_the_document_equals_one_forward(architecture):
 @pytest.mark.parametrize("architecture", WITH_MEMORY)
 def test_gradients_reach_the_current_segments_keys_and_values_only(architecture):
     """As a difference: the gradient through a cache equals the one of a forward without any, where nothing is carried."""
-    from dynlight.weights import read, token_nats
+    from dynlight.learning.weights import read, token_nats
 
     context = TransformerXL(SEGMENT, 24)
     model = tiny(architecture)
@@ -160,7 +160,7 @@ def test_gradients_reach_the_current_segments_keys_and_values_only(architecture)
 
 
 def test_memory_keeps_the_last_positions_only():
-    from dynlight.weights import memory_length, read
+    from dynlight.learning.weights import memory_length, read
 
     context = TransformerXL(SEGMENT, 24)
     model, memory, lengths = tiny(), None, []

@@ -23,9 +23,9 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
-from dynlight.documents import tokenize
-from dynlight.linear import StackedLinear
-from dynlight.waves import segments, waves
+from dynlight.documents.document import tokenize
+from dynlight.documents.waves import segments, waves
+from dynlight.learning.linear import StackedLinear
 
 LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate(LENGTHS)]

@@ -32,9 +32,11 @@ from conftest import make_byte_tokenizer
 from folders import configuration, save_model
 from fuzz import fuzz
 
-from dynlight import checkpoint, fit, report, resume, sealed
-from dynlight.flops import FlopCounter
-from dynlight.receipt import Receipt, _line
+from dynlight import fit
+from dynlight.learning.flops import FlopCounter
+from dynlight.recording import checkpoint, resume, sealed
+from dynlight.recording.receipt import Receipt, _line
+from dynlight.recording.report import summary as report
 
 # Ragged: documents that end within a segment, with others, in the middle of a wave; an empty one.
 LENGTHS = (900, 333, 5, 0, 900, 64, 640, 16, 17)

@@ -8,8 +8,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from dynlight import fit
-from dynlight.documents import DocumentStream
-from dynlight.experts import paired_margin
+from dynlight.documents.document import DocumentStream
+from dynlight.recording.report.rates import paired_margin
 from experiments import grid, pictures, protocol
 from experiments.grid import Scale
 from experiments.memory.planted import PLACES, SMALL_PLACES, Pair
@@ -21,7 +21,7 @@ STATISTICS += [
     "--update.statistics.data={path: text, data_files: ../shared/data/books/train/114*.txt, max_tokens: 2048}"
 ]
 SMALL_STATISTICS = ["--update.statistics.segments=8"]
-SMALL_STATISTICS += ["--update.statistics.data={path: text, data_files: dynlight/m*.py, max_tokens: 256}"]
+SMALL_STATISTICS += ["--update.statistics.data={path: text, data_files: dynlight/choices/*.py, max_tokens: 256}"]
 SMALL = ["--data.max_tokens=2560"]  # as many as the plants of a quick look need
 NEVER = 10**9  # segments: longer than any document
 ROLES = {"static": "memory only", "without_memory": "weights only", "adapted": "both"}

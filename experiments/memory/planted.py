@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dynlight.documents import Document, prefix_token
+from dynlight.documents.document import Document, prefix_token
 
 SEGMENT = 64
 FRONT_MATTER = 1024  # tokens of a book that are left out, as titles and tables of contents make a poor style

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from dynlight import fit
-from dynlight.documents import DocumentStream, prefix_token
+from dynlight.documents.document import DocumentStream, prefix_token
 from experiments import grid, pictures, protocol, results
 from experiments.grid import Scale
 from experiments.oracle import loop
@@ -29,7 +29,7 @@ WINDOW, SMALL_WINDOW = 512, 64
 LR, EPSILON, BLOCKS, SMALL_BLOCKS = 2e-5, 1e-3, 30, 4
 FIXED = "model.embed_tokens.weight"
 CORPUS = {"path": "text", "data_files": "../shared/data/books/train/114*.txt", "max_tokens": 10_240}
-SMALL_CORPUS = {"path": "text", "data_files": "dynlight/m*.py", "max_tokens": 256}
+SMALL_CORPUS = {"path": "text", "data_files": "dynlight/choices/*.py", "max_tokens": 256}
 ADAM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-10}
 LORA = {"rank": 8, "alpha": 8, "targets": ["q_proj", "v_proj", "lm_head"]}
 STATISTICS = Path("runs/experiments/oracle")

@@ -43,9 +43,9 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
-from dynlight.checkpoint import Checkpoint, CheckpointPeriod, Signals
-from dynlight.receipt import Receipt
-from dynlight.resume import Origin
+from dynlight.recording.checkpoint import Checkpoint, CheckpointPeriod, Signals
+from dynlight.recording.receipt import Receipt
+from dynlight.recording.resume import Origin
 
 MEMORY = 256
 RATE = 0.01
@@ -324,7 +324,7 @@ def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
 def peak_memory(count: int) -> int:
     """Peak memory in bytes of a process that adapts tiny-books to a document of `count` tokens."""
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark; from dynlight.records import peak_memory\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark; from dynlight.recording.records import peak_memory\n"
         f"benchmark.quiet(); benchmark.adapt(benchmark.tiny_books, {count}, 128)\n"
         "print(peak_memory(torch.device('cpu')))"
     )

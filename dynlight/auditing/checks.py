@@ -1,0 +1,481 @@
+"""The checks of an audit: what is done to a scorer, what follows from it, and what it cannot see.
+
+A scorer is looked at from outside, by what it says of documents that were changed on purpose. It is honest when
+(C1) the distribution for a token depends on the model and the tokens before it alone, (C2) it is normalised over the
+vocabulary, (C3) a token is scored before anything learns from it, and (C4) each token is scored once, left to right.
+
+**Suffix and Kraft sum together are complete at the positions tested.** Let n_t(x) be the nats that a scorer reports at
+position t of a document x. If they don't change with the tokens after t (suffix), they are a function of x_1 … x_t. If,
+besides, Σ_v exp(−n_t(x_1 … x_{t−1}, v)) = 1 (Kraft), then q(v) = exp(−n_t(x_1 … x_{t−1}, v)) is a distribution over the
+vocabulary that is fixed once x_1 … x_{t−1} are: all of C1 to C3. It does not matter how the scorer came to it; a score
+that has seen its token, or any after it, can only be better than a distribution if it breaks one of the two. What they
+leave open is every position, document and replacement that was not tested, deviations below the tolerance (which gain
+at most that many nats a token), and a scorer that behaves when it is watched.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from dynlight.errors import SettingError
+
+Tokens = list[int]
+Nats = np.ndarray
+Scorer = Callable[[list[Tokens]], Sequence[Sequence[float]]]
+Policy = Literal["document", "stream"]
+Verdict = Literal["passed", "failed", "reported", "undecided", "not tried"]
+
+ALPHA = 1e-6  # how often an honest scorer may fail `beat the truth`
+_STANDARD_ERRORS = 5.0  # how many of them an estimated Kraft sum may be away from 1
+_UNDECIDED = 0.1  # a standard error of the Kraft sum above which it says nothing
+_AT_ONCE = 256  # variants of a document scored in one call
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a deviation shows: a document, and a token of it where there is one."""
+
+    document: int
+    token: int | None = None
+
+    def __str__(self) -> str:
+        return f"document {self.document}" + (f", token {self.token}" if self.token is not None else "")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found.
+
+    `deviation` is the worst that was seen, and `tolerance` the largest that an honest scorer may show, in the check's
+    own unit: nats, a sum of probabilities, or a count.
+    """
+
+    name: str
+    verdict: Verdict
+    tried: str
+    deviation: float | None = None
+    tolerance: float | None = None
+    where: Place | None = None
+    note: str = ""
+
+
+@dataclass
+class Worst:
+    """The largest deviation so far, and its place."""
+
+    deviation: float = 0.0
+    where: Place | None = None
+
+    def see(self, deviation: float, where: Place | None) -> None:
+        """Takes one more deviation into account; one that is no number is infinite."""
+        deviation = math.inf if math.isnan(deviation) else deviation
+        if deviation > self.deviation:
+            self.deviation, self.where = deviation, where
+
+    def compare(self, found: Nats, expected: Nats, document: int, upto: int | None = None) -> None:
+        """Compares the nats of a document's first `upto` tokens (default: of all)."""
+        if upto is None and len(found) != len(expected):
+            self.see(math.inf, Place(document, min(len(found), len(expected))))
+        shared = min(len(found), len(expected)) if upto is None else upto
+        if min(len(found), len(expected)) < shared:
+            self.see(math.inf, Place(document, min(len(found), len(expected))))
+            return
+        if shared:
+            with np.errstate(invalid="ignore"):
+                differences = np.abs(found[:shared] - expected[:shared])
+            differences[np.isnan(differences)] = math.inf
+            token = int(differences.argmax())
+            self.see(float(differences[token]), Place(document, token))
+
+    def check(self, name: str, tried: str, tolerance: float, note: str = "") -> Check:
+        """The verdict: failed where the deviation is above the tolerance."""
+        failed = self.deviation > tolerance
+        return Check(name, "failed" if failed else "passed", tried, self.deviation, tolerance, self.where, note)
+
+
+@dataclass
+class Subject:
+    """A scorer under audit, the documents it is tried on, and what is known of it."""
+
+    scorer: Scorer
+    documents: list[Tokens]
+    vocabulary: int
+    policy: Policy = "document"
+    tolerance: float = 1e-3
+    segment: int | None = None
+    learns: Callable[[int], bool] = lambda segment: True
+    seed: int = 0
+    noise: float = 0.0
+    calls: int = field(default=0, init=False)
+
+    def score(self, documents: list[Tokens]) -> list[Nats]:
+        """The nats of each document, as the scorer gives them."""
+        self.calls += 1
+        scored = self.scorer([list(tokens) for tokens in documents])
+        if len(scored) != len(documents):
+            raise SettingError("scorer", f"return nats for each of {len(documents)} documents", got=len(scored))
+        return [np.asarray(nats, dtype=np.float64).reshape(-1) for nats in scored]
+
+    @cached_property
+    def nats(self) -> list[Nats]:
+        """The nats of the documents themselves."""
+        return self.score(self.documents)
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance, or where repeating shows more than it, four times that."""
+        return max(self.tolerance, 4 * self.noise)
+
+    def random(self, *salt: object) -> random.Random:
+        """A source of random numbers that depends on the seed and on what it is for."""
+        return random.Random(repr((self.seed, *salt)))
+
+    def replaced(self, tokens: Tokens, *salt: object, start: int = 0) -> Tokens:
+        """The tokens with all from `start` on replaced, each by another one."""
+        chance = self.random("replaced", start, *salt)
+        shifted = [(token + chance.randrange(1, self.vocabulary)) % self.vocabulary for token in tokens[start:]]
+        return tokens[:start] + shifted
+
+    def positions(self, tokens: Tokens) -> list[int]:
+        """Positions just before, within and just after segments that are learned from; else spread over the document.
+
+        At least the last of a segment, the first and a middle one of the next, where something was learned before; of
+        the first two segments that are learned from, as the second is scored by what the first taught.
+        """
+        length = len(tokens)
+        if self.segment is None:
+            return sorted({round(i * (length - 1) / 8) for i in range(9)}) if length else []
+        learned = [i for i in range(-(-length // self.segment)) if self.learns(i)][:2]
+        near = {0, length - 2, length - 1}
+        for index in learned or [0, 1]:
+            begin = index * self.segment
+            near |= {begin - 1, begin, begin + self.segment // 2, begin + self.segment - 1, begin + self.segment}
+        return sorted(position for position in near if 0 <= position < length)
+
+    def few_positions(self, tokens: Tokens, count: int) -> list[int]:
+        """Of the positions the `count` that lie latest within segments that are learned from and have tokens behind."""
+        within = [t for t in self.positions(tokens) if 0 < t < len(tokens) - 1 and self._is_learned(t)]
+        return within[-count:]
+
+    def _is_learned(self, position: int) -> bool:
+        return self.segment is None or self.learns(position // self.segment)
+
+
+def coverage(
+    subject: Subject,
+    texts: Sequence[str] = (),
+    count: Callable[[list[str]], Sequence[tuple[Tokens, int]]] | None = None,
+    tokenize: Callable[[str], Tokens] | None = None,
+) -> Check:
+    """Each token has nats, once; tokens and bytes are those of the text.
+
+    Done: documents as they are, one without tokens and one with a single token; each must get as many nats as it has
+    tokens, finite and not negative. Where the scorer says what it reads of a text, its bytes must be those of the text in
+    UTF-8 and its ids those of the tokenizer alone, for texts with runs of spaces, emoji and letters of several bytes.
+    Argument: C4 in so far as it can be counted, with counts made anew. Cannot see: one token scored twice in the place of
+    another, which the Kraft sum finds, as those nats then don't follow the token that stands there.
+    """
+    documents = [*subject.documents, [], subject.documents[0][:1]]
+    worst, notes = Worst(), []
+    for document, (tokens, nats) in enumerate(zip(documents, subject.score(documents), strict=True)):
+        if len(nats) != len(tokens):
+            worst.see(abs(len(nats) - len(tokens)), Place(document, min(len(nats), len(tokens))))
+            notes.append(f"{len(nats)} nats for {len(tokens)} tokens")
+        elif len(bad := np.flatnonzero(~np.isfinite(nats) | (nats < -subject.tolerance))):
+            worst.see(math.inf, Place(document, int(bad[0])))
+            notes.append(f"{nats[bad[0]]} nats")
+    tried = f"{len(documents)} documents, one empty, one of 1 token"
+    if count is not None:
+        tried += f"; ids and bytes of {len(texts)} texts"
+        for number, (text, (ids, nbytes)) in enumerate(zip(texts, count(list(texts)), strict=True)):
+            if nbytes != len(text.encode()):
+                worst.see(abs(nbytes - len(text.encode())), Place(number))
+                notes.append(f"text {number}: {nbytes} bytes for {len(text.encode())}")
+            if tokenize is not None and list(ids) != (expected := tokenize(text)):
+                worst.see(math.inf, Place(number))
+                notes.append(f"text {number}: {len(ids)} ids, not the tokenizer's {len(expected)}")
+    else:
+        notes.append("ids and bytes: not tried")
+    return worst.check("coverage", tried, 0.0, notes[0] if notes else "")
+
+
+def repeat(subject: Subject, fresh: Scorer | None) -> Check:
+    """The same documents get the same nats again.
+
+    Done: the scorer first reads other tokens of the same lengths, then the documents, then the documents again; where
+    it can be made anew, a fresh process reads the documents at once. All must agree. Argument: nats that depend on what
+    the scorer read in an earlier call (state that survives, warm-up on tokens that are evaluated) or on chance (dropout)
+    are no function of the document. What is found is the noise that the other checks allow for. Cannot see: a warm-up
+    that is undone before each call, which is found by suffix.
+    """
+    decoy = [subject.replaced(tokens, "decoy", document) for document, tokens in enumerate(subject.documents)]
+    subject.score(decoy)
+    worst = Worst()
+    first, second = subject.nats, subject.score(subject.documents)
+    for document, (one, other) in enumerate(zip(first, second, strict=True)):
+        worst.compare(other, one, document)
+    subject.noise = worst.deviation if math.isfinite(worst.deviation) else 0.0
+    tried = "after other tokens, again, and in a fresh process" if fresh else "after other tokens, and again"
+    note = "" if fresh else "in a fresh process: not tried"
+    if fresh is not None:
+        anew = Subject(fresh, subject.documents, subject.vocabulary).nats
+        for document, (one, other) in enumerate(zip(first, anew, strict=True)):
+            worst.compare(other, one, document)
+    return worst.check("repeat", tried, subject.tolerance, note)
+
+
+def suffix(subject: Subject) -> Check:
+    """Later tokens don't change earlier nats.
+
+    Done: for positions t just before, within and just after a segment that is learned from, tokens up to t and all
+    lengths are kept, every later token of this document and of all later ones is replaced; nats up to t must stay.
+    Argument: C1 and C3: whatever learned from later tokens, or chose by them, has passed something on (train then
+    score, the last or best of several passes, tuning on the scored segment). Cannot see: a score that has seen its own
+    token and no later one, which breaks the Kraft sum; and what depends on lengths alone, which truncation reports.
+    """
+    worst, tried = Worst(), 0
+    for document, tokens in enumerate(subject.documents):
+        for t in subject.positions(tokens):
+            variant = [
+                each
+                if other < document
+                else subject.replaced(each, document, other, start=t + 1 if other == document else 0)
+                for other, each in enumerate(subject.documents)
+            ]
+            tried += 1
+            found = subject.score(variant)
+            before = range(document) if subject.policy == "stream" else ()
+            for earlier in before:
+                worst.compare(found[earlier], subject.nats[earlier], earlier)
+            worst.compare(found[document], subject.nats[document], document, t + 1)
+    return worst.check("suffix", f"{tried} positions, all later tokens replaced", subject.allowed)
+
+
+def truncation(subject: Subject) -> Check:
+    """Whether a prefix can be scored without knowing how much follows: reported, and it decides nothing.
+
+    Done: the document ends after t, no document follows, and nats up to t are compared; then the document goes on for as
+    long again, and all its nats are. Argument: what changes knew the length of the stream (a cosine schedule over it, a
+    last window that is moved back to be full). Given the lengths, the scores still belong to normalised distributions, so
+    suffix and Kraft sum hold; the lengths of documents are worth few nats, once, and established protocols (windows that
+    end with the document) read them. So it is told to the reader, who may insist on a streamable scorer. Cannot see:
+    which use was made of the length.
+    """
+    worst, tried = Worst(), 0
+    for document, tokens in enumerate(subject.documents):
+        ahead = subject.documents[:document]
+        for t in subject.positions(tokens):
+            tried += 1
+            found = subject.score([*ahead, tokens[: t + 1]])
+            worst.compare(found[document], subject.nats[document], document, t + 1)
+        longer = tokens + subject.replaced(tokens, "longer", document)
+        worst.compare(subject.score([*ahead, longer])[document], subject.nats[document], document, len(tokens))
+    streamable = worst.deviation <= subject.allowed
+    note = f"streamable: {'yes' if streamable else 'no'}"
+    where = None if streamable else worst.where
+    return Check(
+        "truncation",
+        "reported",
+        f"{tried} prefixes, {len(subject.documents)} continuations",
+        worst.deviation,
+        subject.allowed,
+        where,
+        note,
+    )
+
+
+def independence(subject: Subject) -> Check:
+    """Other documents matter as the policy says.
+
+    Done: under `document` the documents are reversed, one is given twice, each is scored alone, and all others are
+    replaced by others of other lengths; nats must follow their document. Under `stream` the documents after each are left
+    out, reversed, and replaced by others of other lengths; nats of those before must stay. Argument: nats of a document
+    are then a function of it alone (or of what came before it). Finds a missing reset of weights, optimizer or adapter,
+    another document in view, and values that depend on a document's place. Cannot see: what documents share that
+    were not tried beside each other.
+    """
+    worst = Worst()
+    documents, expected = subject.documents, subject.nats
+    last = len(documents) - 1
+
+    def others(document: int) -> list[Tokens]:
+        chance = subject.random("others", document)
+        lengths = [max(1, len(tokens) + chance.choice((-3, -1, 2, 5))) for tokens in documents]
+        return [[chance.randrange(subject.vocabulary) for _ in range(length)] for length in lengths]
+
+    if subject.policy == "document":
+        for document, nats in enumerate(reversed(subject.score(documents[::-1]))):
+            worst.compare(nats, expected[document], document)
+        twice = subject.score([documents[0], *documents])
+        for place, nats in enumerate(twice):
+            worst.compare(nats, expected[max(0, place - 1)], max(0, place - 1))
+        for document, tokens in enumerate(documents):
+            worst.compare(subject.score([tokens])[0], expected[document], document)
+            around = others(document)
+            around[document] = tokens
+            worst.compare(subject.score(around)[document], expected[document], document)
+        tried = "documents reversed, one twice, each alone, each among others"
+    else:
+        for document in range(last + 1):
+            known, after = documents[: document + 1], documents[document + 1 :]
+            for following in ([], after[::-1], others(document)[document + 1 :]):
+                found = subject.score(known + following)
+                for earlier in range(document + 1):
+                    worst.compare(found[earlier], expected[earlier], earlier)
+        tried = "later documents left out, reversed, replaced"
+    return worst.check("independence", f"{tried}; policy {subject.policy}", subject.allowed)
+
+
+def kraft(
+    subject: Subject,
+    guess: Callable[[Tokens], Sequence[float]] | None = None,
+    exact: int = 512,
+    top: int = 96,
+    samples: int = 96,
+    positions: int = 6,
+) -> Check:
+    """The probabilities of all tokens that might stand at a position add up to 1.
+
+    Done: prefix and suffix are fixed and the token at t is set to every v; S = Σ_v exp(−nats_t) must be 1. Above `exact`
+    tokens S is estimated: the `top` tokens that a guess (the static model) holds likeliest are summed, of the others
+    `samples` are drawn by chances in proportion to the guess, mixed with a tenth of uniform ones, and weighted by their
+    inverse; 5 standard errors are added to the tolerance, and an estimate below 1 decides nothing: a likely token that
+    was not drawn looks the same, and scores whose sum is below 1 gain nothing there. Argument: C2, and with the suffix
+    check C1 and C3 (see above); t lies in a segment that is learned from and has tokens behind, as where nothing is
+    learned from the token at t there is nothing that could peek at it. Cannot see: positions that were not tried, and of an estimate what lies within its
+    standard error; a scorer that gives to a rare token what it takes from others is normalised, and honest.
+    """
+    found: list[tuple[float, float, Place]] = []  # S − 1, its standard error, and where
+    for document, tokens in enumerate(subject.documents):
+        for t in subject.few_positions(tokens, positions):
+            chances = None if guess is None else np.asarray(guess(tokens[:t]), dtype=np.float64)
+            chosen, weights = _proposal(subject, chances, exact, top, samples, (document, t))
+            shares = _probabilities(subject, document, t, chosen) * weights
+            error = 0.0
+            if subject.vocabulary > exact:
+                error = float((shares[top:] * samples).std(ddof=1)) / math.sqrt(samples)
+            away = float(shares.sum()) - 1
+            found.append((math.inf if math.isnan(away) else away, error, Place(document, t)))
+    if not found:
+        return Check("Kraft sum", "not tried", "needs a document with tokens behind a learned position")
+
+    def excess(each: tuple[float, float, Place]) -> float:
+        return abs(each[0]) - _STANDARD_ERRORS * each[1]
+
+    is_estimate = subject.vocabulary > exact
+    too_much = [each for each in found if excess(each) > subject.allowed and (each[0] > 0 or not is_estimate)]
+    away, error, where = max(too_much or found, key=excess)
+    largest_error = max(error for _, error, _ in found)
+    how = f"{top} likely, {samples} drawn tokens" if is_estimate else f"all {subject.vocabulary} tokens"
+    note = f"standard error {largest_error:.1g}" if is_estimate else ""
+    tolerance = subject.allowed + _STANDARD_ERRORS * error
+    verdict: Verdict = "failed" if too_much else "passed"
+    if not too_much and (abs(away) > tolerance or largest_error > _UNDECIDED):
+        verdict, note = "undecided", f"{note}: give `guess`, or more samples"
+    return Check("Kraft sum", verdict, f"{len(found)} positions, {how}", abs(away), tolerance, where, note)
+
+
+def _proposal(
+    subject: Subject, chances: Nats | None, exact: int, top: int, samples: int, salt: tuple[int, int]
+) -> tuple[list[int], Nats]:
+    """Tokens to try at a position, and weights with which the sum of their probabilities estimates that of all."""
+    size = subject.vocabulary
+    if size <= exact:
+        return list(range(size)), np.ones(size)
+    chances = np.full(size, 1 / size) if chances is None else chances[:size]
+    likely = np.argsort(-chances, kind="stable")
+    head, rest = likely[:top], likely[top:]
+    drawing = 0.9 * chances[rest] / max(chances[rest].sum(), 1e-300) + 0.1 / len(rest)
+    drawing /= drawing.sum()
+    generator = np.random.default_rng(subject.random("kraft", *salt).randrange(2**32))
+    drawn = generator.choice(len(rest), samples, p=drawing)
+    weights = np.concatenate([np.ones(top), 1 / (samples * drawing[drawn])])
+    return [*head.tolist(), *rest[drawn].tolist()], weights
+
+
+def _probabilities(subject: Subject, document: int, t: int, chosen: Sequence[int]) -> Nats:
+    """exp(−nats) of position t for each token chosen to stand there."""
+    tokens = subject.documents[document]
+    variants = {v: [*tokens[:t], v, *tokens[t + 1 :]] for v in chosen}
+    found: dict[int, float] = {}
+    if subject.policy == "document":  # documents don't touch each other, which independence checks
+        keys = list(variants)
+        for begin in range(0, len(keys), _AT_ONCE):
+            part = keys[begin : begin + _AT_ONCE]
+            for v, nats in zip(part, subject.score([variants[v] for v in part]), strict=True):
+                found[v] = float(nats[t]) if t < len(nats) else math.nan
+    else:
+        for v, variant in variants.items():
+            nats = subject.score([*subject.documents[:document], variant])[document]
+            found[v] = float(nats[t]) if t < len(nats) else math.nan
+    with np.errstate(over="ignore"):
+        return np.exp(-np.array([found[v] for v in chosen]))
+
+
+def beat_the_truth(
+    subject: Subject, sampler: Callable[[int, int], Sequence[tuple[Tokens, Sequence[float]]]] | None, documents: int = 8
+) -> Check:
+    """No scorer beats the distribution that the documents were drawn from.
+
+    Done: documents are drawn from the static model, which says of each token the nats at which it was drawn; the scorer
+    may not gain more than ln(1/α) nats over these, in all. Argument: for an honest scorer with probabilities q the ratio
+    q(x)/p(x) has expectation at most 1 under p, so by Markov's inequality it exceeds 1/α with probability at most α. No
+    look inside, and no tolerance, is needed. Cannot see: leaks that gain less than ln(1/α) nats on all documents drawn.
+    """
+    if sampler is None:
+        return Check("beat the truth", "not tried", "needs `sampler`: documents drawn from the static model")
+    drawn = sampler(documents, subject.seed)
+    gains = [
+        float(np.sum(truth)) - float(nats.sum()) if len(nats) == len(truth) else -math.inf
+        for (_, truth), nats in zip(drawn, subject.score([list(tokens) for tokens, _ in drawn]), strict=True)
+    ]
+    tokens = sum(len(tokens) for tokens, _ in drawn)
+    gain, limit = sum(gains), math.log(1 / ALPHA)
+    where = Place(int(np.argmax(gains))) if gain > limit else None
+    return Check(
+        "beat the truth",
+        "failed" if gain > limit else "passed",
+        f"{len(drawn)} documents, {tokens} tokens drawn from the static model",
+        gain,
+        limit,
+        where,
+        f"α = {ALPHA:g}",
+    )
+
+
+def static_identity(subject: Subject, rate_0: Scorer | None, static: Scorer | None) -> Check:
+    """Learning rate 0 scores as the static model does.
+
+    Done: the same run with learning rate 0 and with nothing learned. Argument: the path that adapts must be the plain
+    one when what it learns is nothing. Cannot see: faults that show only once weights have moved.
+    """
+    if rate_0 is None or static is None:
+        return Check("static identity", "not tried", "needs the scorer at learning rate 0, and the static one")
+    worst = Worst()
+    pairs = zip(rate_0(subject.documents), static(subject.documents), strict=True)
+    for document, (one, other) in enumerate(pairs):
+        worst.compare(np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64), document)
+    return worst.check("static identity", "learning rate 0 beside update: null", subject.tolerance)
+
+
+def as_dictionary(check: Check) -> dict[str, Any]:
+    """The check for a machine; what is not finite becomes text, as JSON has no word for it."""
+
+    def plain(value: float | None) -> float | str | None:
+        return value if value is None or math.isfinite(value) else str(value)
+
+    where = None if check.where is None else {"document": check.where.document, "token": check.where.token}
+    numbers = {"deviation": plain(check.deviation), "tolerance": plain(check.tolerance)}
+    return {
+        "name": check.name,
+        "verdict": check.verdict,
+        "tried": check.tried,
+        **numbers,
+        "where": where,
+        "note": check.note,
+    }

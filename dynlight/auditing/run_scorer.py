@@ -1,0 +1,226 @@
+"""A run as a scorer: what a YAML describes, built as `dynlight.fit` builds it, reading token ids."""
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor
+from transformers import DynamicCache
+
+from dynlight import fit
+from dynlight.audit import PROBES
+from dynlight.auditing.checks import Scorer, Tokens
+from dynlight.choices.context import position_limit
+from dynlight.choices.schedule import due
+from dynlight.choices.update import at_rate
+from dynlight.documents.document import Document, prefix_token
+from dynlight.errors import SettingError
+from dynlight.learning.module import DynamicEvaluation, check_precision
+
+_DOCUMENTS = 3
+
+
+class AuditedRun:
+    """The run that arguments describe, and what an audit may know of it.
+
+    Args:
+        arguments: as of `python -m dynlight.fit`.
+
+    Raises:
+        SettingError: if they describe no run.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments = list(arguments)
+        self.config = fit.parse(self.arguments)
+        self.config.trainer.logger = False
+        out = fit.folder_of(self.config)
+        self.folder = out.with_name(out.name + "-audit")
+        choices = fit.parser().instantiate(self.config)
+        check_precision(self.config.trainer.precision)
+        choices.context.check(choices.model.config())
+        self.tokenizer = choices.model.load_tokenizer()
+        self.choices = choices
+        self.model = choices.model.load()
+        self.prefix = prefix_token(self.tokenizer)
+        self.scorer = self._scorer()
+
+    @property
+    def policy(self) -> str:
+        """What the run itself says that nats depend on."""
+        return "document" if self.choices.reset.every == "document" else "stream"
+
+    def knowledge(self) -> dict[str, Any]:
+        """What `audit` takes besides the scorer and the policy."""
+        choices = self.choices
+        rule = choices["update"] or torch.optim.SGD
+        is_mixed = _is_mixed(choices)
+        rate_0 = {"rates": [0.0], "update": rule} if is_mixed else {"update": at_rate(rule, 0.0)}
+        return {
+            "documents": self.pieces(),
+            "vocabulary": self.model.config.get_text_config().vocab_size,
+            "segment": choices.context.segment,
+            "learns": self._learns,
+            "make": partial(make_scorer, self.arguments),
+            "texts": self._probes(),
+            "count": self._count,
+            "tokenize": self._tokenize,
+            "sampler": self.sample,
+            "guess": self.guess,
+            "rate_0": self._scorer(**rate_0),
+            "static": self._scorer(update=None, rates=None, mixture=None),
+            "samples": 128,
+            "positions": 2,
+            "seed": self.config.seed,
+        }
+
+    def description(self) -> dict[str, Any]:
+        """What audit.json says of the run."""
+        lengths = [len(tokens) for tokens in self.pieces()]
+        return {
+            "command": " ".join(["python -m dynlight.audit", *self.arguments]),
+            "policy": self.policy,
+            "lengths": lengths,
+        }
+
+    def pieces(self) -> list[Tokens]:
+        """Pieces of the run's documents, of different lengths, the longest of two segments that are learned from."""
+        segment = self.choices.context.segment
+        learned = [i for i in range(10_000) if self._learns(i)][:2] or [0, 1]
+        longest = (learned[-1] + 1) * segment + segment // 8 + 1
+        lengths = [longest, max(2, longest - segment // 2), max(2, longest - segment - 1)]
+        stream = copy.copy(self.choices.data)
+        stream.documents = min(stream.documents or _DOCUMENTS, _DOCUMENTS)
+        stream.max_tokens = min(stream.max_tokens or sum(lengths), sum(lengths))
+        available = [document.tokens.tolist() for document in stream.load(self.tokenizer) if len(document)]
+        if not available:
+            raise SettingError("data.path", "hold at least one token", got=f"none: {self.choices.data.path!r}")
+        pieces = []
+        for number, length in enumerate(lengths):
+            tokens = available[number % len(available)]
+            if number >= len(available):  # another piece of a document that was used before
+                begin = min(sum(lengths[:number]), len(tokens) // 2)
+                tokens = tokens[begin:] + tokens[:begin]
+            pieces.append((tokens * -(-length // len(tokens)))[:length])
+        return pieces
+
+    def guess(self, prefix: Tokens) -> Sequence[float]:
+        """Chances of the token after a prefix under the static model, which sees as much of it as it can."""
+        room = position_limit(self.model.config) or len(prefix) + 1
+        with torch.no_grad():
+            inputs = torch.tensor([[self.prefix, *prefix][-room:]])
+            return torch.softmax(self.model(input_ids=inputs, logits_to_keep=1).logits[0, -1].double(), -1).tolist()
+
+    def sample(self, count: int, seed: int) -> list[tuple[Tokens, list[float]]]:
+        """Documents drawn from the static model, with the nats at which each token was drawn."""
+        length = min(2 * self.choices.context.segment + 1, position_limit(self.model.config) or 1_000_000, 512)
+        generator = torch.Generator().manual_seed(seed)
+        inputs, cache = torch.full((count, 1), self.prefix), DynamicCache()
+        tokens: list[Tensor] = []
+        nats: list[Tensor] = []
+        with torch.no_grad():
+            for _ in range(length):
+                logits = self.model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+                chances = torch.log_softmax(logits.double(), -1)
+                inputs = torch.multinomial(chances.exp(), 1, generator=generator)
+                tokens.append(inputs)
+                nats.append(-chances.gather(1, inputs))
+        return list(zip(torch.cat(tokens, 1).tolist(), torch.cat(nats, 1).tolist(), strict=True))
+
+    def _learns(self, segment: int) -> bool:
+        schedule = self.choices.schedule
+        nothing = self.choices["update"] is None and not _is_mixed(self.choices)
+        return nothing or schedule.every == "never" or due(segment, schedule.every)
+
+    def _scorer(self, **changes: Any) -> "RunScorer":
+        chosen = {name: self.choices[name] for name in fit.CHOICES} | changes
+        if not _is_mixed(chosen) and chosen["on_failure"] == "stop":
+            chosen["reference"] = None  # it is no part of the score, and costs time
+        return RunScorer(self.config, chosen, self.choices, self.model, self.tokenizer, self.prefix)
+
+    def _probes(self) -> list[str]:
+        """Texts that the tokenizer makes tokens of; of others `Document` itself says that it can't count them."""
+        return [text for text in PROBES if len(self._tokenize(text))]
+
+    def _tokenize(self, text: str) -> Tokens:
+        return self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))
+
+    def _count(self, texts: list[str]) -> list[tuple[Tokens, int]]:
+        """Ids and bytes that the run itself adds up, over all segments of each text."""
+        documents = [Document.from_text(i, f"text {i}", text, self.tokenizer) for i, text in enumerate(texts)]
+        collect = self.scorer.read(documents)
+        return [(collect.tokens.get(i, []), collect.bytes.get(i, 0)) for i in range(len(texts))]
+
+
+class RunScorer:
+    """Documents of token ids → nats, by a new module and Trainer each time, as `dynlight.fit` would have it."""
+
+    def __init__(
+        self, config: Namespace, chosen: dict[str, Any], choices: Namespace, model: Any, tokenizer: Any, prefix: int
+    ) -> None:
+        self._config = config
+        self._chosen = chosen
+        self._choices = choices
+        self._model = model
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+
+    def __call__(self, documents: list[Tokens]) -> list[list[float]]:
+        collect = self.read([_document(i, tokens, self._prefix) for i, tokens in enumerate(documents)])
+        return [collect.nats.get(i, []) for i in range(len(documents))]
+
+    def read(self, documents: list[Document]) -> "Collect":
+        """Runs the Trainer over documents and returns what it committed."""
+        seed_everything(self._config.seed, verbose=False)
+        # Callbacks among the choices hold state; rules make it anew each time.
+        chosen = {name: value if name == "update" else copy.deepcopy(value) for name, value in self._chosen.items()}
+        module = DynamicEvaluation(copy.deepcopy(self._model), self._tokenizer, **chosen)
+        stream = copy.copy(self._choices.data)
+        stream.loaded = documents
+        stream.together = 1 if stream.together == "auto" else stream.together
+        collect = Collect()
+        settings = fit.on_one_device(copy.deepcopy(self._choices.trainer))
+        if any(len(document) for document in documents):
+            fit.silent_trainer(settings, [collect]).fit(module, stream)
+        return collect
+
+
+class Collect(Callback):
+    """Keeps what each segment committed, by document."""
+
+    def __init__(self) -> None:
+        self.nats: dict[int, list[float]] = {}
+        self.tokens: dict[int, Tokens] = {}
+        self.bytes: dict[int, int] = {}
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: DynamicEvaluation, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (score := pl_module.score) is None:
+            return
+        for row in score.rows:
+            index = batch.documents[row].index
+            self.nats.setdefault(index, []).extend(score.nats[row, batch.scored[row]].tolist())
+            self.tokens.setdefault(index, []).extend(batch.targets[row, batch.scored[row]].tolist())
+            self.bytes[index] = self.bytes.get(index, 0) + batch.bytes[row]
+
+
+def make_scorer(arguments: Sequence[str]) -> Scorer:
+    """The scorer of a run, made from nothing: what a fresh process does."""
+    fit.quiet()
+    return AuditedRun(arguments).scorer
+
+
+def _is_mixed(choices: Namespace | dict[str, Any]) -> bool:
+    """Whether a mixture predicts."""
+    return choices["rates"] is not None or choices["mixture"] is not None
+
+
+def _document(index: int, tokens: Tokens, prefix: int) -> Document:
+    """A document of these ids; each stands for one letter, as nothing is known of their text."""
+    ids = torch.tensor(tokens, dtype=torch.int64)
+    return Document(index, f"document {index}", "x" * len(ids), ids, torch.arange(1, len(ids) + 1), prefix)

@@ -1,0 +1,174 @@
+"""Context: what is scored next, and with what in view.
+
+A context cuts a document into segments. Token numbers count the document's own tokens from 0; the prefix (BOS, else
+EOS) is the input from which token 0 is predicted, so a forward that scores tokens `start … stop − 1` reads the inputs
+`start … stop − 1` of the sequence (prefix, token 0, token 1, …), and before them what the context adds:
+
+| context | reads again | carries over |
+|---|---|---|
+| `Overlapping(segment, window)` | the inputs before `start`, `window` in all | nothing |
+| `TransformerXL(segment, memory)` | nothing | keys and values of the last `memory` positions |
+
+A new context is a class with `segment`, `memory`, `context` and `check`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from transformers import PretrainedConfig
+
+from dynlight.errors import SettingError
+
+# RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+class Cut(NamedTuple):
+    """Where one segment lies: it scores tokens `start … stop − 1` after reading `context` inputs again."""
+
+    index: int  # type: ignore[assignment] # a tuple's method, which nothing here calls
+    start: int
+    stop: int
+    context: int
+
+
+class Context(ABC):
+    """Cuts a document into segments of `segment` tokens; subclasses say what else a forward has in view."""
+
+    def __init__(self, segment: int) -> None:
+        _at_least("context.segment", 1, segment)
+        self.segment = segment
+
+    @property
+    def memory(self) -> int | None:
+        """Positions whose keys and values are carried over; None: nothing is carried and positions restart at 0."""
+        return None
+
+    def context(self, start: int, stop: int) -> int:
+        """Inputs read again before the segment `start … stop − 1`, in tokens."""
+        return 0
+
+    def cuts(self, tokens: int) -> Iterator[Cut]:
+        """The segments of a document of `tokens` tokens, in order; together they score each token exactly once."""
+        for index, start in enumerate(range(0, tokens, self.segment)):
+            stop = min(start + self.segment, tokens)
+            yield Cut(index, start, stop, self.context(start, stop))
+
+    @abstractmethod
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises SettingError where a model of this configuration cannot be read with this context."""
+
+
+class Overlapping(Context):
+    """Each forward reads the last `window` inputs up to the end of the segment and scores the last `segment` of them.
+
+    Positions count from the window's start. The compute per scored token grows with `window / segment`; with
+    `window = segment` this is the rolling log-likelihood of disjoint windows.
+
+    Args:
+        segment: tokens scored (and learned from) together.
+        window: tokens in view: the segment and the context read again before it.
+
+    Raises:
+        SettingError: if `segment` is under 1 or `window` under `segment`.
+    """
+
+    def __init__(self, segment: int, window: int) -> None:
+        super().__init__(segment)
+        _at_least("context.window", segment, window, because=f" (context.segment is {segment})")
+        self.window = window
+
+    def context(self, start: int, stop: int) -> int:
+        return min(start, self.window - (stop - start))
+
+    def check(self, config: PretrainedConfig) -> None:
+        table = position_limit(config)
+        if table is not None and self.window > table:
+            raise SettingError(
+                "context.window",
+                f"be at most {table}, the positions this model was made for",
+                got=self.window,
+                advice="choose a smaller window",
+            )
+
+    def __str__(self) -> str:
+        return f"Overlapping(segment {self.segment}, window {self.window})"
+
+
+class TransformerXL(Context):
+    """Each forward reads the segment alone and sees, besides, keys and values kept from earlier forwards.
+
+    Keys and values of the last `memory` positions are kept as the weights of their time made them, detached;
+    gradients reach those of the current segment only. Positions count through the document. The compute per scored
+    token does not depend on `memory` except in attention. Source: Dai et al. 2019 (arXiv 1901.02860), and for
+    adaptation Krause et al. 2019 (arXiv 1904.08378).
+
+    Args:
+        segment: tokens scored (and learned from) together.
+        memory: positions kept; 0 keeps none.
+
+    Raises:
+        SettingError: if `segment` is under 1 or `memory` under 0.
+    """
+
+    def __init__(self, segment: int, memory: int) -> None:
+        super().__init__(segment)
+        _at_least("context.memory", 0, memory)
+        self._memory = memory
+
+    @property
+    def memory(self) -> int:
+        return self._memory
+
+    def check(self, config: PretrainedConfig) -> None:
+        if not uses_rotary_positions(config):
+            raise SettingError(
+                "context.class_path",
+                f"be Overlapping for {config.model_type}, whose positions are not rotary",
+                got="TransformerXL",
+                advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
+            )
+        if changing := _rope_types(config) & _LENGTH_DEPENDENT_ROPE:
+            raise SettingError(
+                "context.class_path",
+                f"be Overlapping for rotary positions of type {min(changing)}, which change with the length read",
+                got="TransformerXL",
+                advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
+            )
+        table = position_limit(config)
+        if table is not None and self.segment + self.memory > table:
+            raise SettingError(
+                "context.memory",
+                (
+                    f"be at most {max(0, table - self.segment)} beside a segment of {self.segment} (this model was made "
+                    f"for {table} positions)"
+                ),
+                got=self.memory,
+                advice="choose a smaller memory or segment",
+            )
+
+    def __str__(self) -> str:
+        return f"TransformerXL(segment {self.segment}, memory {self.memory})"
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The number of positions the model was made for, or None where its configuration names none."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def uses_rotary_positions(config: PretrainedConfig) -> bool:
+    """Whether positions are rotations (relative, without end) rather than rows of a table or biases."""
+    return getattr(config, "rope_parameters", None) is not None and not getattr(config, "alibi", False)
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    # Models that mix kinds of layers (Gemma 3) nest one dictionary of rotary parameters for each kind.
+    parameters = config.rope_parameters
+    each = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
+    return {one.get("rope_type", "default") for one in each}
+
+
+def _at_least(setting: str, least: int, got: int, because: str = "") -> None:
+    if isinstance(got, bool) or not isinstance(got, int) or got < least:
+        raise SettingError(setting, f"be at least {least}{because}", got=got)

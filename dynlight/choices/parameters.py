@@ -1,0 +1,205 @@
+"""Parameters: which weights may learn.
+
+A choice prepares a model in place, leaving `requires_grad` true on exactly the weights that may learn; those are fp32
+afterwards, whatever the rest is (a small update vanishes in bf16). A new choice is a class with `prepare`.
+"""
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dynlight.errors import SettingError
+
+
+class Parameters(ABC):
+    """Says which weights of a model may learn."""
+
+    are_adapters = False  # whether what learns is added to the model, and begins without effect
+
+    @abstractmethod
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leaves `requires_grad` true on exactly the weights that may learn, and these in fp32."""
+
+
+class All(Parameters):
+    """Every weight learns."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        _learn(model, [name for name, _ in model.named_parameters()])
+
+    def __str__(self) -> str:
+        return "all weights"
+
+
+class LoRA(Parameters):
+    """Low-rank adapters learn; the model's own weights are frozen. The adapters are PEFT's.
+
+    Formula: y = W x + (alpha / rank) · B A x, with A [rank, in] random and B [out, rank] zero at first, so that the
+    adapted model starts equal to the static one. Source: Hu et al. 2021 (arXiv 2106.09685).
+
+    Args:
+        rank: rows of A, columns of B.
+        alpha: scale of the adapter's output, in units of rank.
+        targets: `all-linear` (all but the output layer), or the names of modules, or one regular expression.
+        dropout: must be 0: dropout would make the score random.
+        seed: of A's values, the same for every document.
+
+    Raises:
+        SettingError: if a number is out of range, or no module of the model matches `targets`.
+    """
+
+    are_adapters = True
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        targets: str | list[str] = "all-linear",
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if rank < 1:
+            raise SettingError("parameters.rank", "be at least 1", got=rank)
+        if not alpha > 0:
+            raise SettingError("parameters.alpha", "be above 0", got=alpha)
+        if dropout != 0:
+            raise SettingError("parameters.dropout", "be 0, as dropout would make the score random", got=dropout)
+        self.rank = rank
+        self.alpha = alpha
+        self.targets = targets
+        self.seed = seed
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=0.0)
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # PEFT warns that GPT-2 stores its matrices transposed, and then does the right thing.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            # And that an adapter on a tied output layer cannot be merged, which nothing here does.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
+            torch.manual_seed(self.seed)
+            try:
+                inject_adapter_in_model(config, model)
+            except (ValueError, re.error) as error:
+                raise SettingError(
+                    "parameters.targets",
+                    "name modules of this model",
+                    got=self.targets,
+                    advice=f"choose all-linear or some of {', '.join(_linear_names(model))}",
+                ) from error
+        for module in model.modules():
+            if type(module) is lora.Linear:
+                module.__class__ = _AdaptedLinear
+                for narrow in (*module.lora_A.values(), *module.lora_B.values()):
+                    narrow.__class__ = _NarrowLinear
+        _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
+
+    def __str__(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        return f"LoRA(rank {self.rank}, alpha {self.alpha:g}, {targets})"
+
+
+class _AdaptedLinear(lora.Linear):  # type: ignore[misc] # untyped
+    """PEFT's adapted linear map, with the one adapter there is, and scaled where it is narrow: y = W x + B (s A x).
+
+    At each call PEFT's own looks for merged, mixed and variant adapters, which on short segments takes longer than the
+    adapter; and it scales the wide side.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)
+        if self._disable_adapters:
+            return y
+        a, b = self.lora_A["default"], self.lora_B["default"]
+        return y + b(a(x.to(a.weight.dtype)) * self.scaling["default"]).to(y.dtype)
+
+
+class _NarrowLinear(nn.Linear):
+    """A linear map whose gradient is added up in the same order for a document alone and for documents together.
+
+    By `F.linear` it is not, where one side is as narrow as an adapter's; and rules such as Adam, which divide a gradient
+    by its size however small, make a difference in the last bit grow.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", x, self.weight)
+
+
+class Matching(Parameters):
+    """The weights whose name matches and whose block lies in a range learn.
+
+    With a block range the backward stops at the first of these blocks, and costs that much less.
+
+    Args:
+        names: regular expression searched in a parameter's name, e.g. `mlp`, `q_proj`, `bias$`, `norm`.
+        blocks: `[first, last]`, both included, negative ones counted from the end: `[-2, -1]` are the last two.
+            Weights outside the blocks (embeddings, last norm, output layer) then don't learn.
+
+    Raises:
+        SettingError: if `names` is no regular expression, `blocks` no range of this model, or nothing matches.
+    """
+
+    def __init__(self, names: str = "", blocks: list[int] | None = None) -> None:
+        try:
+            self.names = re.compile(names)
+        except re.error as error:
+            raise SettingError("parameters.names", "be a regular expression", got=f"{names} ({error})") from error
+        if blocks is not None and len(blocks) != 2:
+            raise SettingError("parameters.blocks", "be [first, last]", got=blocks)
+        self.blocks = blocks
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        wanted = range(0)
+        if self.blocks is not None:
+            count = model.config.get_text_config().num_hidden_layers
+            first, last = (block + count if block < 0 else block for block in self.blocks)
+            if not 0 <= first <= last < count:
+                raise SettingError(
+                    "parameters.blocks", f"be a range within the model's blocks 0 to {count - 1}", got=self.blocks
+                )
+            wanted = range(first, last + 1)
+        names = [
+            name
+            for name, _ in model.named_parameters()
+            if self.names.search(name) and (self.blocks is None or _block(name) in wanted)
+        ]
+        if not names:
+            raise SettingError(
+                "parameters.names",
+                "match the name of a weight",
+                got=self.names.pattern,
+                advice=f"a name looks like {_example_name(model)}",
+            )
+        _learn(model, names)
+
+    def __str__(self) -> str:
+        names = f"weights matching {self.names.pattern}" if self.names.pattern else "weights"
+        return names + (f" of blocks {self.blocks[0]} to {self.blocks[1]}" if self.blocks else "")
+
+
+def _learn(model: nn.Module, names: list[str]) -> None:
+    """Lets exactly the named parameters learn, in fp32."""
+    learned = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learned)
+        if name in learned:
+            parameter.data = parameter.data.float()
+
+
+def _block(name: str) -> int | None:
+    """The block a parameter belongs to: the first number in its dotted name."""
+    number = next((part for part in name.split(".") if part.isdigit()), None)
+    return None if number is None else int(number)
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+
+
+def _example_name(model: nn.Module) -> str:
+    return next((name for name, _ in model.named_parameters() if _block(name) is not None), "")

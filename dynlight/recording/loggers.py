@@ -1,0 +1,209 @@
+"""Dashboard: what loggers are told of a run, each point once however often it is cut short; and all that is W&B's.
+
+wandb itself is imported only where it is used: that takes a second.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from dynlight.durable import sync_to_disk
+from dynlight.errors import SettingError
+from dynlight.recording.report.summary import documents_table
+
+
+def place(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
+    """Sets up the loggers in a trainer's settings: where W&B writes, and as which version a run that goes on does so.
+
+    Args:
+        trainer: the settings; W&B keeps its files in the run's folder unless they say otherwise.
+        folder: the run's.
+        versions: what `begin` returned when the run began.
+        resumes: whether the run goes on.
+    """
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for number, logger in enumerate(loggers):
+        kind = logger.class_path.rpartition(".")[2] if isinstance(logger, Namespace) else None
+        known = [version for name, version in versions[number : number + 1] if name == kind]
+        if kind == WandbLogger.__name__:
+            if logger.init_args.save_dir == ".":
+                logger.init_args.save_dir = str(folder)
+            logger.init_args.id = known[0] if known else logger.init_args.id
+        elif kind in (CSVLogger.__name__, TensorBoardLogger.__name__):
+            logger.init_args.version = known[0] if known else logger.init_args.version
+            if resumes and kind == TensorBoardLogger.__name__:
+                logger.init_args.purge_step = 0  # it is told all points again, and hides what it was told before
+
+
+def begin(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
+    """Opens the run of each logger, and gives W&B the run's configuration.
+
+    Where no account is set up, W&B keeps the run on disk and asks for nothing.
+
+    Returns:
+        Of each logger its class's name and its version, by which it can go on; None if that is no plain one.
+
+    Raises:
+        SettingError: if W&B cannot be reached.
+    """
+    with warnings.catch_warnings():
+        # CSVLogger begins its file anew: from a run that goes on it gets all points again.
+        warnings.filterwarnings("ignore", ".*exists and is not empty. Previous log files in this directory will be.*")
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                _ = logger.experiment
+    _begin_wandb(_wandb_loggers(loggers), settings)
+    versions = ((type(logger).__name__, logger.version) for logger in loggers)
+    return [[name, version if isinstance(version, int | str) else None] for name, version in versions]
+
+
+def _begin_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
+    if not ours:
+        return
+    import wandb
+
+    session = wandb.setup(wandb.Settings(silent=True))
+    if session.settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+        wandb.setup(wandb.Settings(mode="offline"))
+    for logger in ours:
+        try:
+            run = logger.experiment
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise SettingError(
+                "trainer.logger",
+                "be a WandbLogger that reaches W&B",
+                got=f"one that says: {reason}",
+                advice="set WANDB_MODE=offline",
+            ) from error
+        run.config.update(settings, allow_val_change=True)
+        if run.url:
+            print(f"W&B     {run.url}")
+
+
+def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
+    """Sends the end of a run: its totals, the table of documents, and the report with its pictures."""
+    for logger in _wandb_loggers(loggers):
+        import wandb
+
+        run = logger.experiment
+        documents = documents_table(folder).astype(object)
+        report = wandb.Html((folder / "report.html").read_text(), inject=False)
+        table = wandb.Table(dataframe=documents.where(documents.notna(), None))
+        run.log({"results/documents": table, "results/report": report})
+        run.summary.update({name: value for name, value in summary.items() if value is not None})
+        run.finish()
+        if run.offline:
+            place = Path(run.dir).parent
+            place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+            print(f"W&B     {place}\n        offline: `wandb leet` shows it, `wandb sync` uploads it")
+
+
+class Points:
+    """The points of a run's series, which loggers are told once each, however often the run is cut short.
+
+    W&B never goes back, and all lose the last points of a killed process. So they are kept as lines of a file until the
+    run ends. A run that goes on tells W&B those that it hasn't got, and none that it has; CSVLogger and TensorBoardLogger,
+    which begin anew, it tells all; and loggers of other kinds, of which nothing is known, those after its checkpoint.
+
+    Args:
+        loggers: of the run.
+        file: where they are kept; None: nowhere, as such a run can't go on.
+        resumes: whether the run goes on.
+    """
+
+    def __init__(self, loggers: Iterable[Logger], file: Path | None, resumes: bool = False) -> None:
+        self.count = 0
+        self._loggers = [(logger, _points_held(logger) if resumes else 0) for logger in loggers]
+        self._lines: IO[bytes] | None = None
+        self._file = file
+        self._resumes = resumes
+        if file is not None and self._loggers:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = file.open("ab" if resumes else "wb", buffering=0)
+
+    def add(self, point: dict[str, dict[str, float]]) -> None:
+        """Tells loggers the next point: its `axes`, `series`, `costs` and `weights`."""
+        if self._lines is not None:
+            self._lines.write(json.dumps(point).encode() + b"\n")
+        for logger, held in self._loggers:
+            if held is None or self.count >= held:
+                _tell(logger, point, self.count, self._resumes)
+        self.count += 1
+
+    def sync(self) -> int:
+        """Waits until all points are on disk, and returns how many there are."""
+        if self._lines is not None and self._file is not None:
+            sync_to_disk(self._file)
+        return self.count
+
+    def go_on(self, count: int | None = None, tokens: float = math.inf) -> None:
+        """Goes on after so many points, or the last of so many tokens, and tells loggers what they haven't got so far."""
+        if self._lines is None or self._file is None:
+            self.count = count or 0
+            return
+        kept = []
+        for line in self._file.read_bytes().splitlines(keepends=True)[:count]:
+            if not line.endswith(b"\n") or json.loads(line)["axes"]["tokens"] > tokens:
+                break
+            kept.append(line)
+        self._lines.truncate(sum(map(len, kept)))
+        for logger, held in self._loggers:
+            for step in range(len(kept) if held is None else held, len(kept)):
+                _tell(logger, json.loads(kept[step]), step, self._resumes)
+        self.count = len(kept)
+
+    def end(self) -> None:
+        """Has loggers write down what they were told: from now on it is kept nowhere else."""
+        for logger, _ in self._loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
+
+def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:
+    axes, series, costs, weights = (point[part] for part in ("axes", "series", "costs", "weights"))
+    if not isinstance(logger, WandbLogger):
+        logger.log_metrics(axes | series | costs | weights, step)
+        return
+    drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
+    drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
+    if resumes:
+        logger.experiment.log(axes | drawn | weights, step=step)
+    else:  # W&B counts by itself, which suits what others may tell it
+        logger.log_metrics(axes | drawn | weights)
+
+
+def _points_held(logger: Logger) -> int | None:
+    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known."""
+    if not isinstance(logger, WandbLogger):
+        return 0 if isinstance(logger, CSVLogger | TensorBoardLogger) else None
+    run = logger.experiment
+    if not run.offline:
+        return run.step
+    folder = Path(run.dir).parent
+    steps = [-1]
+    for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):
+        if earlier != folder:
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(earlier)]
+            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            steps += [_step(json.loads(line)) for line in found.splitlines()]
+    return max(steps) + 1
+
+
+def _step(record: dict[str, Any]) -> int:
+    item = record.get("history", {}).get("item", {})
+    return item["_step"] if "tokens" in item else -1
+
+
+def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbLogger]:
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)]

@@ -1,0 +1,115 @@
+"""Parts: the rows of a run on their way to its files, in pieces that never change once they are there.
+
+A part holds the rows of a few segments of one document, sealed, under the name of the first: `00000003-00000256.part`.
+What a run has on disk when it is cut short is therefore whole parts, and going on means to leave out those that came
+after the checkpoint.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dynlight.durable import sync_to_disk
+from dynlight.recording.sealed import DamagedError, seal, unseal
+
+HELD = 32  # segments of a document that are held until they are written as a part: what bounds memory while it is read
+GROUP = 8 * HELD  # and those that stand together in a file of the run
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the segments `first … stop − 1` of a document."""
+
+    document: int
+    first: int
+    stop: int
+    is_last: bool  # whether the document is done with
+    failure: dict[str, Any] | None  # of a document that failed: the segment, and the reason
+    tables: dict[str, pa.Table]
+
+
+class Parts:
+    """The parts of a run, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._unsynced: list[Path] = []
+
+    def write(self, part: Part) -> None:
+        """Puts a part on disk; it outlives a power cut only after `sync`."""
+        path = self.folder / f"{part.document:08d}-{part.first:08d}.part"
+        tables = {name: _bytes_of(table) for name, table in part.tables.items()}
+        seal(path, vars(part) | {"tables": tables}, sync=False)
+        self._unsynced.append(path)
+
+    def sync(self) -> None:
+        """Waits until all parts are on disk."""
+        if len(self._unsynced) > 100:  # of short documents there are many, and to wait for each would take long
+            os.sync()
+        else:
+            for path in [*self._unsynced, self.folder]:
+                sync_to_disk(path)
+        self._unsynced.clear()
+
+    def of(self, document: int) -> Iterator[Part]:
+        """The parts of a document in order.
+
+        Raises:
+            DamagedError: at one that isn't as it was written.
+        """
+        for found in self._unsealed(document):
+            yield Part(**found | {"tables": {name: _table_of(data) for name, data in found["tables"].items()}})
+
+    def _unsealed(self, document: int) -> Iterator[dict[str, Any]]:
+        for path in sorted(self.folder.glob(f"{document:08d}-*.part")):
+            try:
+                yield unseal(path)
+            except DamagedError as error:
+                raise DamagedError(f"{path.name}: {error}") from error
+
+    def tables(self, document: int, name: str) -> Iterator[pa.Table]:
+        """A document's rows in groups of GROUP segments, however they were cut into parts."""
+        for _, group in groupby(self._unsealed(document), key=lambda part: part["first"] // GROUP):
+            # In one piece, as the bytes of a parquet file depend on how many pieces a column comes in.
+            yield pa.concat_tables([_table_of(part["tables"][name]) for part in group]).combine_chunks()
+
+    def extent(self, document: int) -> tuple[list[int], bool]:
+        """Where the undamaged parts of a document end, as segments, and whether these are all it will get."""
+        stops, is_last = [0], False
+        try:
+            for part in self._unsealed(document):
+                if part["first"] != stops[-1]:
+                    return stops, False
+                stops.append(part["stop"])
+                is_last = part["is_last"]
+        except DamagedError:
+            is_last = False
+        return stops, is_last
+
+    def failure(self, document: int) -> dict[str, Any] | None:
+        """How a document failed, if it did."""
+        return next((part["failure"] for part in self._unsealed(document) if part["is_last"]), None)
+
+    def drop(self, document: int, stop: int = 0) -> None:
+        """Removes what there is of a document from segment `stop` on."""
+        for path in self.folder.glob(f"{document:08d}-*.part"):
+            if int(path.stem.partition("-")[2]) >= stop:
+                path.unlink()
+
+
+def _bytes_of(table: pa.Table) -> torch.Tensor:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table)
+    return torch.from_numpy(np.frombuffer(sink.getvalue(), np.uint8).copy())
+
+
+def _table_of(data: torch.Tensor) -> pa.Table:
+    return pa.ipc.open_stream(pa.py_buffer(data.numpy())).read_all()

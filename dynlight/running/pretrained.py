@@ -1,0 +1,177 @@
+"""Pretrained: the model a run begins with, and its tokenizer."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils.tqdm import enable_progress_bars
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from dynlight.errors import SettingError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+_MODEL = "a causal language model"
+
+
+class Pretrained:
+    """Any causal language model of transformers, by Hub name or local folder.
+
+    Args:
+        pretrained: Hub name (`EleutherAI/pythia-160m`), folder, or `tiny-books`, the small model in this package.
+        revision: branch, tag or commit on the Hub.
+        tokenizer: Hub name or folder of the tokenizer, where it is not the model's own.
+        dtype: of the weights that don't learn; learned ones are fp32.
+        attention: transformers' attention implementation.
+        compile: whether the forward runs through `torch.compile`.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        tokenizer: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        compile: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.pretrained = pretrained
+        self._path = str(ASSETS / pretrained) if pretrained == "tiny-books" else pretrained
+        self._tokenizer = tokenizer or self._path
+        self._dtype = getattr(torch, dtype)
+        self._attention = attention
+        self._compile = compile
+        self._source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+
+    def config(self) -> PretrainedConfig:
+        """The model's configuration, read without its weights.
+
+        Raises:
+            SettingError: if there is no such model, or it is no language model.
+        """
+        with self._found("pretrained"):
+            config = AutoConfig.from_pretrained(self._path, **self._source)
+        if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in (
+            getattr(config, "auto_map", None) or {}
+        ):
+            raise SettingError("model.pretrained", f"be {_MODEL}", got=f"{self.pretrained} of type {config.model_type}")
+        return config
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer alone.
+
+        Raises:
+            SettingError: if there is none.
+        """
+        with self._found("tokenizer"):
+            return AutoTokenizer.from_pretrained(self._tokenizer, **self._source)
+
+    def outline(self) -> PreTrainedModel:
+        """The model without data, on torch's `meta` device: it has every weight's name, shape and type.
+
+        Raises:
+            SettingError: if there is no such model, or it cannot be made.
+        """
+        config = self.config()
+        with self._found("pretrained"), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=self._dtype,
+                attn_implementation=self._attention,
+                trust_remote_code=self._source["trust_remote_code"],
+            )
+        if self._compile:
+            model.compile()  # at a first call, which never comes
+        return model
+
+    def load(self) -> PreTrainedModel:
+        """The model with its weights.
+
+        Raises:
+            SettingError: if its folder lacks a part, or a weight in it, or if a token sees those after it.
+        """
+        with self._found("pretrained"):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self._path,
+                dtype=self._dtype,
+                attn_implementation=self._attention,
+                use_safetensors=True,  # a pickle may run code
+                output_loading_info=True,
+                **self._source,
+            )
+        if absent := sorted(loading["missing_keys"]):
+            raise SettingError(
+                "model.pretrained",
+                "hold every weight of the model",
+                got=f"{self.pretrained} without {absent[0]}{f' and {len(absent) - 1} more' if absent[1:] else ''}",
+            )
+        if _looks_ahead(model):
+            raise SettingError(
+                "model.pretrained",
+                f"be {_MODEL}",
+                got=f"{self.pretrained} of type {model.config.model_type}, in which a token sees those after it",
+            )
+        if self._compile:
+            model.compile()
+        return model
+
+    @contextmanager
+    def _found(self, setting: str) -> Iterator[None]:
+        """Keeps transformers quiet, and says in one line what it misses."""
+        disable_progress_bar()
+        set_verbosity_error()
+        # That has switched off the bars of downloads too, which may take an hour.
+        if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+            enable_progress_bars()
+        try:
+            yield
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError) as error:
+            got = self.pretrained if setting == "pretrained" else self._tokenizer
+            what = f"{_MODEL} (Hub name, local folder or tiny-books)"
+            if setting == "tokenizer":
+                what = "a tokenizer (Hub name or local folder)"
+            if isinstance(error, ImportError) and "attention" in str(error).lower():
+                raise SettingError("model.attention", "be installed", got=f"{self._attention}, which is not") from error
+            raise SettingError(
+                f"model.{setting}", f"be {what}", got=got or "nothing", advice=_reason(got, error)
+            ) from error
+
+
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether the prediction from a token depends on the token after it: whether it has a gradient there."""
+    embedded: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 0].float().square().sum(), embedded[:1])
+    return bool(gradient[0, 1].any())
+
+
+def _reason(got: str, error: Exception) -> str:
+    folder = Path(got)
+    if got.startswith((".", "/", "~")) and not folder.is_dir():
+        return "there is no such folder"
+    if isinstance(error, OSError) and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return "its weights are a pickle, which may run code; save them as safetensors"
+    if isinstance(error, SafetensorError):
+        return f"its weights cannot be read ({error})"
+    sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
+    sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
+    return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"
