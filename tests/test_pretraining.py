@@ -9,18 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dynlight.pretraining import learning as pretraining
-from dynlight.pretraining.learning import (
-    PreciseMuon,
-    Pretraining,
-    TextWindows,
-    WindowStream,
-    main,
-    parse,
-    pretrain,
-    read_texts,
-    train_tokenizer,
-)
+from dynlight.pretraining import learning
+from dynlight.pretraining.__main__ import main, parse, pretrain
+from dynlight.pretraining.learning import Pretraining
+from dynlight.pretraining.muon import PreciseMuon
+from dynlight.pretraining.windows import TextWindows, WindowStream, read_texts, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "dynlight" / "assets" / "tiny-books"
@@ -54,8 +47,8 @@ def run(texts: str, out: Path, updates: int = 24, model: dict | None = None, **s
     """A run of some updates of 64 tokens."""
     data = TextWindows(texts, tokens=updates * 64, window=16, windows=4)
     trainer = {"accelerator": "cpu", "logger": False}
-    learning = settings.pop("learning", LEARNING)
-    return pretrain(data, learning, model or MODEL, str(out), vocabulary=280, trainer=trainer, **settings)
+    rates = settings.pop("learning", LEARNING)
+    return pretrain(data, rates, model or MODEL, str(out), vocabulary=280, trainer=trainer, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +105,9 @@ def test_the_card_tells_what_was_done(folder):
     ]:
         assert part in card
     assert str(folder.parent) not in card
+    _, curve_of_card = card.split("|---:|---:|---:|---:|\n")
+    assert curve_of_card.count("\n") == 13 and curve_of_card.endswith(" |\n")
+    assert not {"{{", "{%"} & set(card.split())
 
 
 @pytest.mark.parametrize(
@@ -254,8 +250,8 @@ def test_a_cpu_that_imitates_bf16_is_told(texts, tmp_path, capsys):
     out = ["--out", str(tmp_path / "half"), "--vocabulary", "270", "--learning.compile", "false"]
     small = ["--model.hidden_size", "32", "--model.intermediate_size", "48", "--trainer.precision", "bf16-mixed"]
     assert main(["--config", CONFIG, *small, *data, *out]) == 0
-    told = "trainer.precision should be 32-true here, got bf16-mixed" in capsys.readouterr().err
-    assert told != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_warned = "trainer.precision should be 32-true here, got bf16-mixed" in capsys.readouterr().err
+    assert is_warned != torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
@@ -311,7 +307,7 @@ def test_an_existing_folder_is_refused(texts, folder, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "mean_nats", lambda model, *_: model.lm_head.weight.sum() * math.nan)
+    monkeypatch.setattr(learning, "mean_nats", lambda model, *_: model.lm_head.weight.sum() * math.nan)
     with pytest.raises(ValueError, match="the loss must be finite, got nan after 1 updates"):
         run(texts, tmp_path / "diverged")
 
