@@ -40,7 +40,7 @@ from dynlight.recording.checkpoint import Checkpoint, CheckpointPeriod, Interrup
 from dynlight.recording.progress import DocumentProgress
 from dynlight.recording.receipt import Receipt
 from dynlight.recording.records import Records
-from dynlight.recording.report import summary as report
+from dynlight.recording.report import files, terminal, text
 from dynlight.recording.resume import (
     Origin,
     find_start,
@@ -255,8 +255,8 @@ def _begin(folder: Path, config: Namespace, resumes: bool) -> None:
 
 def _finish(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """What is made of a run's rows."""
-    summary = report.write(folder)
-    print(report.printed_table(folder))
+    summary = files.write(folder)
+    print(terminal.printed_table(folder))
     print(f"\nreport  {folder / 'report.html'}")
     dashboard.finish(trainer.loggers, folder, summary)
     remove_unfinished(folder)
@@ -349,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = parse(arguments)
             summary = fit(config, resumes, signals)
     except SettingError as error:
-        print(f"error: {report.one_line(str(error))}", file=sys.stderr)
+        print(f"error: {text.one_line(str(error))}", file=sys.stderr)
         return 2
     except ProcessFailedError as failure:
         _say_how_to_resume(config)
@@ -374,13 +374,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for document in summary["failed"]:
         where = "" if document["segment"] is None else f" in segment {document['segment']}"
         print(
-            f"error: document {report.one_line(document['name'])} must be read to its end, got stopped{where} as "
+            f"error: document {text.one_line(document['name'])} must be read to its end, got stopped{where} as "
             f"{document['reason']}; lower update.lr or set clip (its sums are kept out of the totals)",
             file=sys.stderr,
         )
     for document in summary["finished_static"]:
         print(
-            f"warning: document {report.one_line(document['name'])} was read by the unlearned weights from segment "
+            f"warning: document {text.one_line(document['name'])} was read by the unlearned weights from segment "
             f"{document['segment']} on, as {document['reason']}; lower update.lr or set clip",
             file=sys.stderr,
         )

@@ -225,7 +225,7 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
 def alone(arguments: Sequence[str]) -> dict[str, Any]:
     """What `run.json` says of a run in a process of its own, whose peak memory is then of nothing else."""
     code = (
-        "import json, sys; from experiments.protocol import Reading, threads; from dynlight.recording.report.summary import read_run; "
+        "import json, sys; from experiments.protocol import Reading, threads; from dynlight.recording.report.tables import read_run; "
         "threads(); print(json.dumps(read_run(Reading(sys.argv[1:]).records.folder)))"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)

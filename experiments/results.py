@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from dynlight.durable import draft_of, write_text
 from dynlight.recording.report.rates import paired_margin
-from dynlight.recording.report.summary import bits_per_byte
+from dynlight.recording.report.ratios import bits_per_byte
 from experiments.grid import FOLDER, Scale, folder_of, key_of, points
 
 RUNS = Path("runs/experiments")

@@ -11,8 +11,7 @@ from folders import configuration, save_documents
 from scipy.stats import ttest_rel
 
 from dynlight import fit
-from dynlight.recording.report.rates import paired_margin
-from dynlight.recording.report.summary import best_rate_sentence
+from dynlight.recording.report.rates import best_rate_sentence, paired_margin
 
 RATES = [0.02, 0.1]
 

@@ -16,7 +16,7 @@ from running import random_tokens, run
 
 from dynlight import Overlapping, Records, ResetWeights, TransformerXL, fit
 from dynlight.learning.metrics import PrequentialSum
-from dynlight.recording.report.summary import Rows
+from dynlight.recording.report.tables import Rows
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 DOCUMENTS = [random_tokens(64, seed) for seed in range(3)]

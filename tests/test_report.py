@@ -1,4 +1,4 @@
-"""report.py: sums are exact, ratios right, failures apart; the page is one bounded, escaped file that loads nothing."""
+"""The report of a run: sums are exact, ratios right, failures apart; the page is one bounded, escaped file that loads nothing."""
 
 import importlib
 import inspect
@@ -14,8 +14,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynlight.recording.report import page
-from dynlight.recording.report import summary as report
+import dynlight
+from dynlight import report
+from dynlight.durable import write_text
+from dynlight.errors import SettingError
+from dynlight.recording.report import files, page
+from dynlight.recording.report.files import write
+from dynlight.recording.report.pictures import gain_by_position
+from dynlight.recording.report.ratios import bits_per_byte, nats_per_token, word_perplexity
+from dynlight.recording.report.summary import summarise
+from dynlight.recording.report.tables import Rows, documents_table, scores
+from dynlight.recording.report.terminal import printed_table
+from dynlight.recording.report.text import si, terminal_width
 
 pytestmark = pytest.mark.filterwarnings("error")  # no empty mean, no missing glyph
 
@@ -150,7 +160,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "quickstart", failed=3)
-    report.write(folder)
+    write(folder)
     return folder
 
 
@@ -159,7 +169,7 @@ def test_sums_are_exact_in_any_order(tmp_path):
     rows = pd.read_parquet(folder / "segments.parquet")
     rows.loc[0, "flops"] = 2**60 + 1
     rows.sample(frac=1, random_state=0).to_parquet(folder / "segments.parquet")
-    table = report.documents_table(folder)
+    table = documents_table(folder)
     assert sum([0.1] * 10) != 1.0  # what plain addition would give
     assert table.nats.tolist() == [1.0, 1e16 + 2]
     assert table.static_nats.tolist() == [math.fsum([0.3] * 10), 3.0]
@@ -171,18 +181,18 @@ def test_sums_are_exact_in_any_order(tmp_path):
 
 
 def test_ratios():
-    assert report.nats_per_token(6.0, 4) == 1.5
-    assert report.bits_per_byte(math.log(2) * 30, 10) == pytest.approx(3.0, rel=1e-15)
-    assert report.word_perplexity(math.log(8) * 5, 5) == pytest.approx(8.0, rel=1e-14)
-    assert [report.nats_per_token(1.0, 0), report.bits_per_byte(1.0, 0), report.word_perplexity(1.0, 0)] == [None] * 3
-    assert report.word_perplexity(1e6, 1) is None
-    assert report.bits_per_byte(math.nan, 3) is None
-    of_arrays = report.bits_per_byte(np.array([math.log(2), 1.0]), np.array([1, 0]))
+    assert nats_per_token(6.0, 4) == 1.5
+    assert bits_per_byte(math.log(2) * 30, 10) == pytest.approx(3.0, rel=1e-15)
+    assert word_perplexity(math.log(8) * 5, 5) == pytest.approx(8.0, rel=1e-14)
+    assert [nats_per_token(1.0, 0), bits_per_byte(1.0, 0), word_perplexity(1.0, 0)] == [None] * 3
+    assert word_perplexity(1e6, 1) is None
+    assert bits_per_byte(math.nan, 3) is None
+    of_arrays = bits_per_byte(np.array([math.log(2), 1.0]), np.array([1, 0]))
     assert of_arrays[0] == 1.0 and np.isnan(of_arrays[1])
 
 
 def test_summary_holds_sums_and_ratios_of_sums(tmp_path):
-    summary = report.summarise(make_rows(tmp_path, [[(2.0, 3.0, 4, 8), (1.0, 2.0, 2, 3)], [(4.0, 4.5, 4, 10)]]))
+    summary = summarise(make_rows(tmp_path, [[(2.0, 3.0, 4, 8), (1.0, 2.0, 2, 3)], [(4.0, 4.5, 4, 10)]]))
     assert {name: summary[name] for name in ("documents", "tokens", "bytes", "words", "nats", "updates")} == {
         "documents": 2, "tokens": 10, "bytes": 21, "words": 5, "nats": 7.0, "updates": 3,
     }  # fmt: skip
@@ -199,10 +209,10 @@ def test_summary_holds_sums_and_ratios_of_sums(tmp_path):
 
 
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
-    held = b"x" * 2**30
+    ballast = b"x" * 2**30
     code = "import torch; from dynlight.recording.records import peak_memory; print(peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 2**26 < int(done.stdout) < len(held)
+    assert 2**26 < int(done.stdout) < len(ballast)
 
 
 def test_files_agree_with_the_rows(run):
@@ -210,7 +220,7 @@ def test_files_agree_with_the_rows(run):
         raise AssertionError(constant)
 
     summary = json.loads((run / "summary.json").read_text(), parse_constant=refuse)
-    assert summary == report.summarise(run)
+    assert summary == summarise(run)
     always = "documents tokens bytes words nats nats_per_token bits_per_byte word_perplexity updates flops seconds"
     assert {*always.split(), "peak_memory_bytes", "protocol", "static", "failed"} <= summary.keys()
     assert {*always.split()} - {"documents", "updates"} <= summary["static"].keys()
@@ -235,51 +245,51 @@ def test_failed_documents_are_marked_and_in_no_sum(tmp_path):
         run["documents"][3]["tokens"] = 9
 
     change_run(folder, fail)
-    summary, alone = report.summarise(folder), report.summarise(make_rows(tmp_path / "good", good))
+    summary, alone = summarise(folder), summarise(make_rows(tmp_path / "good", good))
     assert {**summary, "failed": []} == alone
     assert summary["failed"] == [
         {"document": 1, "name": "document 1", "segment": 1, "reason": "nats are not finite"},
         {"document": 2, "name": "document 2", **reason},
         {"document": 3, "name": "document 3", "segment": None, "reason": "4 of 9 tokens were scored"},
     ]
-    table = report.documents_table(folder)
+    table = documents_table(folder)
     assert table.nats.isna().tolist() == [False, True, True, True, False]
     assert table.flops.tolist() == [30, 60, 30, 30, 30]
-    report.write(folder)
+    write(folder)
     assert "3 of 5 documents failed" in (folder / "report.html").read_text()
-    printed = report.printed_table(folder)
+    printed = printed_table(folder)
     assert "not in the sums: document 2 failed in segment 7: nats are infinite" in printed
     assert printed.count("failed") == 6
 
 
 @pytest.mark.parametrize("documents", [[], [[]], [[], []]], ids=["no document", "an empty one", "two empty ones"])
 def test_nothing_to_divide_by(tmp_path, documents):
-    summary = report.write(make_rows(tmp_path, documents))
+    summary = write(make_rows(tmp_path, documents))
     assert summary["documents"] == len(documents)
     assert (summary["nats"], summary["tokens"], summary["flops"]) == (0.0, 0, 0)
     assert [summary[name] for name in ("nats_per_token", "bits_per_byte", "word_perplexity", "static")] == [None] * 4
     assert len(pd.read_csv(tmp_path / "documents.csv")) == len(documents)
-    assert f"all {len(documents)}" in report.printed_table(tmp_path)
+    assert f"all {len(documents)}" in printed_table(tmp_path)
 
 
 def test_an_empty_document_adds_nothing(tmp_path):
-    summary = report.write(make_rows(tmp_path, [[(2.0, 3.0, 4, 8)], []]))
+    summary = write(make_rows(tmp_path, [[(2.0, 3.0, 4, 8)], []]))
     assert (summary["documents"], summary["tokens"], summary["failed"]) == (2, 4, [])
-    assert report.documents_table(tmp_path).static_nats.tolist() == [3.0, 0.0]
+    assert documents_table(tmp_path).static_nats.tolist() == [3.0, 0.0]
 
 
 def test_without_a_reference_nothing_static_is_shown(tmp_path):
     folder = make_run(tmp_path, documents=3, reference=False)
-    summary = report.write(folder)
+    summary = write(folder)
     assert summary["static"] is None and summary["gain_bits_per_byte"] is None
-    assert "static" not in report.printed_table(folder)
+    assert "static" not in printed_table(folder)
     html = (folder / "report.html").read_text()
     assert "A gain needs the static model" in html and ">static " not in html
     assert re.search(r'class="plain\d"', html) and not re.search(r'class="(better|worse)\d"', html)
 
 
 def test_page_loads_nothing(tmp_path):
-    report.write(make_run(tmp_path, documents=4, pieces=False))
+    write(make_run(tmp_path, documents=4, pieces=False))
     html = (tmp_path / "report.html").read_text()
     seen = Page(html)
     assert "http" not in html and "url(" not in re.sub(r"url\(#\w+\)", "", html)
@@ -305,18 +315,18 @@ def test_page_escapes_whatever_a_document_holds(tmp_path):
         lambda run: run.update(name=attack + "\ud800", protocol=attack, command=attack, versions={attack: attack}),
     )
     change_run(folder, lambda run: run["documents"][1].update(failed={"segment": 0, "reason": attack}))
-    report.write(folder)
+    write(folder)
     html = (folder / "report.html").read_text()
     seen = Page(html)
     assert attack not in html and html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
     assert seen.tags.count("script") == 1  # the page's own
-    assert not {"\x00", "\x1b", "\u202e"} & set(html + report.printed_table(folder))
+    assert not {"\x00", "\x1b", "\u202e"} & set(html + printed_table(folder))
     shown = "".join(text).translate({0: "␀", 0x1B: "␛", 0x202E: "�"})
     assert seen.texts == [shown]  # blanks and line ends too
 
 
 def test_excerpts_are_beginning_middle_and_end_of_three_documents(run):
-    table = report.scores(report.documents_table(run))
+    table = scores(documents_table(run))
     documents, limit = page.excerpts(run / "tokens.parquet", table, has_static=True)
     gains = table.gain[(table.failed == "") & (table.tokens > 0)]
     assert [document["which"] for document in documents] == ["largest", "median", "smallest"]
@@ -336,7 +346,7 @@ def test_nats_of_a_cut_character_are_shown_where_its_text_is(tmp_path):
     folder = make_rows(tmp_path, [[(2.0, 3.0, 4, 8)]])
     pieces = pd.DataFrame({"document": 0, "token": range(4), "text": ["a", "é", "", "b"], "nats": [1.0, 2.0, 3.0, 4.0]})
     pieces.assign(static_nats=pieces.nats + 1, segment=0).to_parquet(folder / "tokens.parquet")
-    (document,), _ = page.excerpts(folder / "tokens.parquet", report.scores(report.documents_table(folder)), True)
+    (document,), _ = page.excerpts(folder / "tokens.parquet", scores(documents_table(folder)), True)
     (part,) = document["parts"]
     assert part[["text", "nats", "static_nats"]].values.tolist() == [["a", 1, 2], ["é", 5, 7], ["b", 4, 5]]
 
@@ -344,14 +354,14 @@ def test_nats_of_a_cut_character_are_shown_where_its_text_is(tmp_path):
 def test_gain_by_position(tmp_path):
     bit = math.log(2)
     long = [(10 * bit, 10 * bit, 4, 10), (10 * bit, 20 * bit, 4, 10), (10 * bit, 30 * bit, 4, 10), (0.0, bit, 1, 2)]
-    edges, gains = page.gain_by_position(report.Rows(make_rows(tmp_path, [long, long[:2]]) / "segments.parquet"))
+    edges, gains = gain_by_position(Rows(make_rows(tmp_path, [long, long[:2]]) / "segments.parquet"))
     assert edges.tolist() == [0, 4, 8, 12, 13]
     np.testing.assert_allclose(gains, [[0, 1, 2, 0.5], [0, 1, np.nan, np.nan]])
 
 
 def test_bars_of_many_documents_show_both_ends(tmp_path):
     folder = make_rows(tmp_path, [[(1.0, 1.0 + gain, 4, 8)] for gain in range(-10, 90)])
-    first, last, between = page.bars(report.scores(report.documents_table(folder)))
+    first, last, between = page.bars(scores(documents_table(folder)))
     assert (len(first), len(last), between) == (20, 20, 60)
     assert (first[0][0], last[-1][0]) == ("document 99", "document 0")
     assert first[0][2:] == pytest.approx((10 / 99 * 100, 89 / 99 * 100), abs=0.01)
@@ -363,7 +373,7 @@ def test_the_same_rows_give_the_same_bytes(run):
     before = [(run / name).read_bytes() for name in names]
     for name in names:
         (run / name).unlink()
-    report.write(run)
+    write(run)
     assert [(run / name).read_bytes() for name in names] == before
 
 
@@ -384,7 +394,7 @@ def test_page_of_a_long_run_is_small(tmp_path, shape):
     entries = [{"document": index, "name": f"{index}.txt", **entry} for index in range(documents)]
     (tmp_path / "run.json").write_text(json.dumps({"documents": entries}))
     began = time.perf_counter()
-    summary = report.write(tmp_path)
+    summary = write(tmp_path)
     assert time.perf_counter() - began < 20
     assert summary["tokens"] == 3_200_000
     html = (tmp_path / "report.html").read_text()
@@ -394,7 +404,7 @@ def test_page_of_a_long_run_is_small(tmp_path, shape):
 
 
 def test_printed_table_is_aligned_and_fits(run):
-    lines = report.printed_table(run).splitlines()
+    lines = printed_table(run).splitlines()
     end = lines.index("")
     table = [line for line in lines[:end] if not line.startswith("─")]
     assert len(table) == 1 + 12 + 1 and max(map(len, lines)) <= 80
@@ -409,16 +419,16 @@ def test_printed_table_is_aligned_and_fits(run):
 def test_printed_table_cuts_long_and_wide_names(tmp_path):
     names = ["x" * 200, "戦争と平和" * 20, "e\u0301" * 5, "a\nb"]
     folder = make_rows(tmp_path, [[(2.0e6, 3.0e6, 4_000_000, 8_000_000)]] * 4, names)
-    lines = report.printed_table(folder).splitlines()[:7]
-    assert {report._width(line) for line in lines} == {80}
+    lines = printed_table(folder).splitlines()[:7]
+    assert {terminal_width(line) for line in lines} == {80}
     assert lines[2].split()[0].endswith("x…") and lines[3].split()[0].endswith("…") and lines[5].startswith("a b ")
 
 
 def test_si():
     values = (0, 12, 999.6, 1000, 3.14159e12, 4.2e10, 9.1e19, None)
     shown = ["0 FLOP", "12 FLOP", "1.00 kFLOP", "1.00 kFLOP", "3.14 TFLOP", "42.0 GFLOP", "91.0 EFLOP", "–"]
-    assert [report.si(value, "FLOP") for value in values] == shown
-    assert (report.si(20_000, form=".3g"), report.si(1_500.0)) == ("20 k", "1.50 k")
+    assert [si(value, "FLOP") for value in values] == shown
+    assert (si(20_000, form=".3g"), si(1_500.0)) == ("20 k", "1.50 k")
 
 
 def test_command(run, capsys):
@@ -429,18 +439,24 @@ def test_command(run, capsys):
     assert out.startswith("document") and out.rstrip().endswith("report.html")
 
 
+def without_tokens(run):
+    del run["documents"][0]["tokens"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "segments.parquet").unlink(), "it has no segments.parquet"),
-        (lambda folder: (folder / "run.json").write_text("{"), "run.json should be an object with a list"),
-        (lambda folder: (folder / "run.json").write_text("{}"), "run.json should be an object with a list"),
-        (lambda folder: (folder / "segments.parquet").write_text("rows"), "arquet"),
-        (lambda folder: change_run(folder, lambda run: run["documents"].pop()), "that run.json does not: [1]"),
+        (lambda folder: (folder / "segments.parquet").unlink(), "be the folder of a run, got {}; it has no segments.p"),
+        (lambda folder: (folder / "run.json").write_text("{"), "have a run.json that is an object with a list of doc"),
+        (lambda folder: (folder / "run.json").write_text("{}"), "have a run.json that is an object with a list of do"),
+        (lambda folder: change_run(folder, without_tokens), "have a run.json with whole numbers document, tokens, by"),
+        (lambda folder: (folder / "segments.parquet").write_text("rows"), "have a whole segments.parquet"),
+        (lambda folder: (folder / "tokens.parquet").write_text("tokens"), "have a whole tokens.parquet, got {}"),
+        (lambda folder: change_run(folder, lambda run: run["documents"].pop()), "got {}; run.json lacks documents [1]"),
         (lambda folder: (folder / "timings.parquet").replace(folder / "segments.parquet"), "it has no timings.parquet"),
         (
             lambda folder: pd.DataFrame({"document": [0], "segment": [0]}).to_parquet(folder / "segments.parquet"),
-            "segments.parquet has no column nats",
+            "have a column nats in segments.parquet, got {}\n",
         ),
     ],
 )
@@ -448,13 +464,41 @@ def test_a_folder_that_is_no_run_is_an_error_of_one_line(tmp_path, capsys, damag
     damage(make_rows(tmp_path, [[(2.0, 3.0, 4, 8)]] * 2))
     assert report.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: folder must ") and message.format(tmp_path) in error and error.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 
-def test_needs_neither_torch_nor_transformers():
+def test_a_damaged_file_of_experts_is_named(tmp_path):
+    folder = make_rows(tmp_path, [[(2.0, 3.0, 4, 8)]])
+    change_run(folder, lambda run: run.update(experts=[{"name": "static", "rule": None, "rate": None}]))
+    (folder / "experts.parquet").write_text("experts")
+    with pytest.raises(SettingError, match=f"folder must have a whole experts.parquet, got {folder}"):
+        write(folder)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
+    def mistaken(*arguments):
+        raise ValueError("ours")
+
+    monkeypatch.setattr(page, "render", mistaken)
+    with pytest.raises(ValueError, match="ours"):
+        report.main([str(make_rows(tmp_path, [[(2.0, 3.0, 4, 8)]]))])
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    folder = make_rows(tmp_path, [[(2.0, 3.0, 4, 8)]])
+    write(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(files, "write_text", lambda path, text: write_text(path, text + "half a pair: \ud800"))
+    with pytest.raises(UnicodeEncodeError):
+        write(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_needs_no_torch_and_only_the_page_needs_slow_libraries():
     code = "import sys, types; package = types.ModuleType('dynlight'); package.__path__ = sys.argv[1:]; "
-    code += "sys.modules['dynlight'] = package; import dynlight.report as report; light = set(sys.modules); "
-    code += "import dynlight.page; assert not {'torch', 'transformers', 'lightning'} & set(sys.modules); "
-    code += "assert 'matplotlib' not in light"
-    subprocess.run([sys.executable, "-c", code, report.__file__.rpartition("/")[0]], check=True)
+    code += "sys.modules['dynlight'] = package; import dynlight.recording.report.terminal; "
+    code += "assert not {'matplotlib', 'jinja2', 'scipy'} & set(sys.modules), 'slow'; "
+    code += "import dynlight.report; assert 'matplotlib' in sys.modules; "
+    code += "assert not {'torch', 'transformers', 'lightning'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code, dynlight.__path__[0]], check=True)

@@ -36,7 +36,7 @@ from dynlight import fit
 from dynlight.learning.flops import FlopCounter
 from dynlight.recording import checkpoint, resume, sealed
 from dynlight.recording.receipt import Receipt, _line
-from dynlight.recording.report import summary as report
+from dynlight.recording.report import files as report
 
 # Ragged: documents that end within a segment, with others, in the middle of a wave; an empty one.
 LENGTHS = (900, 333, 5, 0, 900, 64, 640, 16, 17)

@@ -35,7 +35,7 @@ from dynlight.documents.waves import Segment
 from dynlight.learning.processes.strategies import board_of
 from dynlight.learning.weights import InPlace, Memory, token_nats
 from dynlight.recording.loggers import Points
-from dynlight.recording.report.summary import bits_per_byte, nats_per_token, word_perplexity
+from dynlight.recording.report.ratios import bits_per_byte, nats_per_token, word_perplexity
 
 if TYPE_CHECKING:
     from dynlight.learning.module import DynamicEvaluation, Score

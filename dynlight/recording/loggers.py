@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from dynlight.durable import sync_to_disk
 from dynlight.errors import SettingError
-from dynlight.recording.report.summary import documents_table
+from dynlight.recording.report.tables import documents_table
 
 
 def place(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from dynlight.documents.waves import Segment
 from dynlight.learning.processes.strategies import board_of
-from dynlight.recording.report.summary import bits_per_byte, number
+from dynlight.recording.report.ratios import bits_per_byte
+from dynlight.recording.report.text import number
 
 if TYPE_CHECKING:
     from dynlight.learning.module import DynamicEvaluation

@@ -30,7 +30,7 @@ from dynlight.durable import draft_of, write_text
 from dynlight.errors import SettingError
 from dynlight.learning.processes.strategies import board_of
 from dynlight.recording.parts import HELD, Part, Parts
-from dynlight.recording.report.summary import documents_table
+from dynlight.recording.report.tables import documents_table
 
 if TYPE_CHECKING:
     from dynlight.learning.module import DynamicEvaluation, Score

@@ -20,7 +20,7 @@ from dynlight.documents.document import Document, DocumentStream
 from dynlight.documents.waves import deal
 from dynlight.errors import SettingError
 from dynlight.learning.module import DynamicEvaluation
-from dynlight.recording.report.summary import si
+from dynlight.recording.report.text import si
 
 _MARGIN = 0.1  # share of what is free that is left so: other shapes, fragments, other programs
 

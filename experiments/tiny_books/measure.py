@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from dynlight import DocumentStream, DynamicEvaluation, Pretrained, Records, TransformerXL
-from dynlight.recording.report.summary import bits_per_byte
+from dynlight.recording.report.ratios import bits_per_byte
 
 BYTES = 64 * 1024  # of each book, from its first
 

@@ -1,4 +1,4 @@
-"""Experts: what each learning rate of a run came to, and which was best; no torch.
+"""The learning rates of a mixture: what each expert scores alone, and which rate was best.
 
 All experts read the same tokens, so they are compared document by document: what is hard about a document is hard for
 each of them, and cancels.
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Imported as a module: it imports this one.
-from dynlight.recording.report import summary as report
+from dynlight.recording.report.ratios import bits_per_byte, nats_per_token
+from dynlight.recording.report.tables import readable
+from dynlight.recording.report.text import number
 
 CONFIDENCE = 0.95
 
@@ -24,10 +25,12 @@ def compare(
 
     Args:
         folder: of the run.
-        table: `report.documents_table(folder)`, the documents that count.
+        table: `documents_table(folder)`, the documents that count.
         names: of each expert: its name, rule and rate.
     """
-    rows = pd.read_parquet(folder / "experts.parquet", columns=["document", "expert", "tokens", "nats", "share"])
+    path = folder / "experts.parquet"
+    with readable(path):
+        rows = pd.read_parquet(path, columns=["document", "expert", "tokens", "nats", "share"])
     rows = rows[rows.document.isin(table.document)]
     nats = nats_by_document(rows)
     experts = experts_table(rows, nats, table, names)
@@ -52,21 +55,19 @@ def experts_table(
     """
     tokens, size = sum(table.tokens.tolist()), sum(table.bytes.tolist())
     shares = (rows.share * rows.tokens).groupby(rows.expert).sum() / max(1, tokens)
-    found = []
+    experts = []
     for expert, name in enumerate(names):
-        own = nats[expert] if expert in nats else pd.Series(dtype=float)
-        total = math.fsum(own) if len(own) and own.notna().all() else None
-        found.append(
-            name
-            | {
-                "nats": total,
-                "nats_per_token": report.nats_per_token(total, tokens),
-                "bits_per_byte": report.bits_per_byte(total, size),
-                "share": float(shares.get(expert, 0.0)),
-                "failed": int(own.isna().sum()),
-            }
-        )
-    return found
+        alone = nats[expert] if expert in nats else pd.Series(dtype=float)
+        total = math.fsum(alone) if len(alone) and alone.notna().all() else None
+        scores = {
+            "nats": total,
+            "nats_per_token": nats_per_token(total, tokens),
+            "bits_per_byte": bits_per_byte(total, size),
+            "share": float(shares.get(expert, 0.0)),
+            "failed": int(alone.isna().sum()),
+        }
+        experts.append(name | scores)
+    return experts
 
 
 def best_rate(nats: pd.DataFrame, table: pd.DataFrame, experts: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -107,3 +108,24 @@ def paired_margin(bits: np.ndarray, size: np.ndarray) -> tuple[float, float | No
     spread = math.sqrt(count / (count - 1) * float(((bits - margin * size) ** 2).sum())) / total
     reach = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread
     return margin, margin - reach, margin + reach
+
+
+def best_rate_sentence(best: dict[str, Any] | None) -> str:
+    """Say which rate was best, by how much, and how sure that is.
+
+    Args:
+        best: as `best_rate` returns it.
+    """
+    if best is None:
+        return "no rate read all documents to their end"
+    if best["runner_up"] is None:
+        return f"{best['name']} is the only rate that read all documents to their end"
+    margin = (
+        f"{best['name']} was best, by {number(best['margin_bits_per_byte'])} bits per byte over {best['runner_up']}"
+    )
+    if best["margin_low"] is None:
+        return f"{margin}; one document says nothing of how sure that is"
+    return (
+        f"{margin} (95%: {number(best['margin_low'])} to {number(best['margin_high'])}), on {best['documents_better']:,} "
+        f"of {best['documents']:,} documents"
+    )

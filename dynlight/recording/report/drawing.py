@@ -1,0 +1,95 @@
+"""The style of the pictures on the page: colours, axes, labels, and a figure as SVG."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from dynlight.recording.report.text import number, si
+
+POINTS = 600  # of a curve
+
+INK, SOFT, GREY, RULE, BLUE, ORANGE = "#1b1f24", "#57606a", "#7d8590", "#e4e7eb", "#1f5fb4", "#c65d07"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # the page's own font, and text that can be selected
+    "svg.hashsalt": "dynlight",  # the same picture from the same rows
+    "font.size": 9.5,
+    "text.color": INK,
+    "lines.linewidth": 1.8,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{name: "#b9c0c9" for name in ("axes.edgecolor", "xtick.color", "ytick.color")},
+    **{name: SOFT for name in ("axes.titlecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")},
+    **{"axes.titlelocation": "left", "axes.titlesize": 9.5, "axes.titlepad": 10},
+    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": RULE},
+    **{"ytick.left": False, "xtick.minor.size": 0},
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """What is drawn inside looks the same wherever it is drawn."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc changes nothing
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def figure_with_axes(height: float, panels: int = 1, ratios: tuple[float, ...] = (1,)) -> tuple[Figure, list[Axes]]:
+    """Make a figure of the page's width with panels one below the other, with room for labels at their right.
+
+    Args:
+        height: of the figure, in inches.
+        panels: how many.
+        ratios: the heights of the panels to each other.
+    """
+    figure = Figure(figsize=(8.4, height))
+    figure.subplots_adjust(0.055, 0.5 / height, 0.855, 1 - 0.35 / height, hspace=0.38)
+    return figure, list(figure.subplots(panels, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
+
+
+def count_axis(axes: Axes, label: str, logarithmic: bool = True) -> None:
+    """Label an x-axis of counts, written with SI prefixes."""
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: si(value, form=".3g"))
+    axes.set_xlabel(label)
+
+
+def end_labels(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write the name and the last value of each curve beside its end, and keep two labels apart.
+
+    Args:
+        axes: with the curves.
+        ends: of each curve: x, y, name, colour.
+    """
+    heights = [end[1] for end in ends]
+    close = np.ptp(heights) < 0.11 * np.ptp(axes.get_ylim()) and len(ends) > 1
+    for index, (x, y, name, colour) in enumerate(ends):
+        shift = (7 if index == np.argmax(heights) else -7) if close else 0
+        axes.plot([x], [y], "o", color=colour, markersize=4.5, clip_on=False)
+        where: dict[str, Any] = {
+            "xytext": (9, shift),
+            "textcoords": "offset points",
+            "va": "center",
+            "annotation_clip": False,
+        }
+        axes.annotate(f"{name} {number(y)}".strip(), (x, y), color=colour, **where)
+
+
+def svg_of(figure: Figure) -> str:
+    """Write a figure as an element of a page: no prologue, no metadata, no names but those that the figure refers to."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = out.getvalue()
+    width, height = figure.get_size_inches() * 72
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img">' + re.sub(r'<g id="[^"]*">', "<g>", body)

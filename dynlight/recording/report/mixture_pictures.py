@@ -1,0 +1,106 @@
+"""The pictures of a mixture: loss against rate, and the weight of each expert by position."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from dynlight.recording.report.drawing import BLUE, GREY, POINTS, SOFT, count_axis, figure_with_axes, style, svg_of
+from dynlight.recording.report.tables import readable
+from dynlight.recording.report.text import number
+
+RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # colours of update rules
+
+
+def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, str]:
+    """Draw loss against rate, and each expert's weight in the mixture by position in the document, as SVG.
+
+    Args:
+        path: of experts.parquet.
+        table: `documents_table` of the run.
+        summary: of the run, with experts.
+    """
+    with style():
+        drawn = {"rates": _draw_rates(summary), "shares": _draw_shares(*shares_by_position(path, table), summary)}
+        return {name: svg_of(figure) for name, figure in drawn.items()}
+
+
+def shares_by_position(path: Path, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return each expert's mean weight over the documents that reach a position.
+
+    Returns:
+        starts: int64 [positions], tokens, of the segments.
+        shares: float64 [experts, positions].
+    """
+    with readable(path):
+        rows = pd.read_parquet(path, columns=["document", "segment", "expert", "tokens", "share"])
+    rows = rows[rows.document.isin(table.document[table.failed == ""])]
+    shares = rows.groupby(["expert", "segment"]).share.mean().unstack()
+    segment = int(rows.tokens.max())
+    return shares.columns.to_numpy() * segment, shares.to_numpy()
+
+
+def _draw_rates(summary: dict[str, Any]) -> Figure:
+    figure, (axes,) = figure_with_axes(3.2)
+    learned = pd.DataFrame([expert for expert in summary["experts"] if expert["rule"]])
+    lines = [("mixture", summary["bits_per_byte"], BLUE)]
+    if summary["static"]:
+        lines.append(("static", summary["static"]["bits_per_byte"], GREY))
+    for name, value, colour in lines:
+        axes.axhline(value, color=colour, linewidth=1.4)
+        axes.annotate(f"{name} {number(value)}", (1, value), xycoords=("axes fraction", "data"),
+                      xytext=(9, 0), textcoords="offset points", va="center", color=colour)  # fmt: skip
+    scored = learned[learned.bits_per_byte.notna()]
+    for colour, (name, rule) in zip(RULES * len(scored), scored.groupby("rule", sort=False), strict=False):
+        axes.plot(rule.rate, rule.bits_per_byte.astype(float), "o-", color=colour, markersize=4.5, label=name)
+    failed = learned[learned.bits_per_byte.isna()]
+    for rate in failed.rate:
+        axes.annotate("failed", (rate, 1), xycoords=("data", "axes fraction"), ha="center", va="top", color=SOFT)
+    if positive := [rate for rate in learned.rate if rate > 0]:
+        axes.set_xscale("log")
+        axes.set_xlim(min(positive) / 1.6, max(positive) * 1.6)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(frameon=False, loc="upper right", labelcolor=SOFT)
+    axes.set_title("bits per byte of each rate alone")
+    axes.set_xlabel("learning rate")
+    return figure
+
+
+def _draw_shares(starts: np.ndarray, shares: np.ndarray, summary: dict[str, Any]) -> Figure:
+    figure, (axes,) = figure_with_axes(3.4)
+    names = [expert["name"] for expert in summary["experts"]]
+    places = np.linspace(0, len(starts) - 1, min(POINTS, len(starts))).round().astype(int)
+    colours = expert_colours(summary["experts"])
+    axes.stackplot(starts[places], shares[:, places], colors=colours, linewidth=0)
+    middle = np.cumsum(shares[:, -1]) - shares[:, -1] / 2
+    for name, height, share in zip(names, middle, shares[:, -1], strict=True):
+        if share > 0.05:  # others are in the table
+            axes.annotate(name, (starts[-1], height), xytext=(9, 0), textcoords="offset points",
+                          va="center", color=SOFT, fontsize=8, annotation_clip=False)  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_xlim(starts[0], max(starts[-1], 1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_title("weight in the mixture, mean over documents")
+    count_axis(axes, "token of the document", logarithmic=False)
+    return figure
+
+
+def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
+    """Give the static model grey and each rule a colour, the darker the higher the rate."""
+    rules = list(dict.fromkeys(expert["rule"] for expert in experts if expert["rule"]))
+    colours = []
+    for expert in experts:
+        if not expert["rule"]:
+            colours.append("#c9ced5")
+            continue
+        rates = [other["rate"] for other in experts if other["rule"] == expert["rule"]]
+        depth = (rates.index(expert["rate"]) + 1) / len(rates)
+        base = np.array(matplotlib.colors.to_rgb(RULES[rules.index(expert["rule"]) % len(RULES)]))
+        colours.append(matplotlib.colors.to_hex(tuple(1 - (1 - base) * (0.25 + 0.75 * depth))))
+    return colours
