@@ -4,37 +4,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynlight.choices.context import Context, Overlapping, TransformerXL
+    from dynlight.choices.context import Overlapping, TransformerXL
     from dynlight.choices.mixture import Mixture
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
     from dynlight.choices.update import GradientStatistics, RMSDynamic
-    from dynlight.documents.document import Document, DocumentStream
+    from dynlight.documents.document import Document
+    from dynlight.documents.segments import Context
     from dynlight.errors import SettingError
-    from dynlight.learning.flops import FlopsLogger
     from dynlight.learning.module import DynamicEvaluation
-    from dynlight.learning.processes.strategies import PowerSGD
+    from dynlight.learning.processes.gradients import PowerSGD
+    from dynlight.learning.stream import DocumentStream
     from dynlight.recording.progress import DocumentProgress
     from dynlight.recording.records import Records
+    from dynlight.recording.series import FlopsLogger
     from dynlight.running.pretrained import Pretrained
 
 # Each public name and its module; imported when asked for, so that what needs no torch (the report) starts at once.
 _MODULES = {
     "All": "choices.parameters",
-    "Context": "choices.context",
+    "Context": "documents.segments",
     "Document": "documents.document",
     "DocumentProgress": "recording.progress",
-    "DocumentStream": "documents.document",
+    "DocumentStream": "learning.stream",
     "DynamicEvaluation": "learning.module",
-    "FlopsLogger": "learning.flops",
+    "FlopsLogger": "recording.series",
     "GradientStatistics": "choices.update",
     "LoRA": "choices.parameters",
     "Matching": "choices.parameters",
     "Mixture": "choices.mixture",
     "Overlapping": "choices.context",
     "Parameters": "choices.parameters",
-    "PowerSGD": "learning.processes.strategies",
+    "PowerSGD": "learning.processes.gradients",
     "Pretrained": "running.pretrained",
     "RMSDynamic": "choices.update",
     "Records": "recording.records",

@@ -7,14 +7,15 @@ from pathlib import Path
 
 
 @contextmanager
-def draft_of(path: Path, sync: bool = True) -> Iterator[Path]:
+def draft_of(path: Path, sync: bool = True, is_shared: bool = False) -> Iterator[Path]:
     """The path of a draft that takes the place of `path` once it is written, and is gone if writing fails.
 
     Args:
         path: the file to be.
         sync: whether it outlives a power cut as soon as this returns; a killed process it outlives in any case.
+        is_shared: whether another process may write the same file at the same time; a killed one then leaves its draft.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if is_shared else f".{path.name}.draft")
     try:
         yield draft
         if sync:

@@ -37,3 +37,9 @@ def require(holds: bool, setting: str, must: str, *, got: object, advice: str = 
     """Raises SettingError unless the condition holds."""
     if not holds:
         raise SettingError(setting, must, got=got, advice=advice)
+
+
+def require_at_least(setting: str, least: int, got: Any, because: str = "") -> None:
+    """Raises SettingError unless a setting is a whole number of at least `least`, for a reason that may be told."""
+    is_whole = isinstance(got, int) and not isinstance(got, bool)
+    require(is_whole and got >= least, setting, f"be at least {least}{because}", got=got)

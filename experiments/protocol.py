@@ -63,7 +63,7 @@ class Reading:
     @property
     def rates(self) -> list[float]:
         """Of each learning expert its rate."""
-        return [rule.defaults["lr"] for rule in self.module.optimizer_of_each_expert]
+        return [rule.defaults["lr"] for rule in self.module.optimizers_of_rules]
 
     def nats_of_rates(self) -> list[float]:
         """Nats of all documents at each rate, infinite where it failed on one."""

@@ -23,6 +23,7 @@ from lightning.pytorch import Callback
 from models import tiny
 
 from dynlight import fit
+from dynlight.running import fitting
 
 EVERY = 50  # segments between two looks
 
@@ -62,8 +63,8 @@ def main(segments: int) -> None:
         config["context"]["init_args"] = {"segment": 4, "memory": 8}
         config["data"]["max_tokens"] = 4 * segments
         (root / "run.yaml").write_text(yaml.safe_dump(config | {"checkpoint": {"minutes": 0.1}}))
-        make_trainer = fit.make_trainer
-        fit.make_trainer = lambda settings, meters, out: make_trainer(settings, [watch, *meters], out)
+        make_trainer = fitting.make_trainer
+        fitting.make_trainer = lambda settings, meters, out: make_trainer(settings, [watch, *meters], out)
         assert fit.main(["--config", str(root / "run.yaml")]) == 0
         first, last = watch.memory[1000 // EVERY - 1], watch.memory[-1]
         print(f"memory after 1,000 segments {first / 2**20:.1f} MiB, after {segments:,} {last / 2**20:.1f} MiB")

@@ -79,7 +79,7 @@ class CountHeld(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         gc.collect()
-        states = [state for each in pl_module.optimizer_of_each_expert for state in each.state.values()]
+        states = [state for each in pl_module.optimizers_of_rules for state in each.state.values()]
         tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
         held = {
             "weights": _bytes(pl_module.model.parameters()),

@@ -58,8 +58,7 @@ def run(
     **choices: Any,
 ) -> SimpleNamespace:
     """Reads documents of token ids; returns nats and static nats (by document and segment), and the module."""
-    stream = DocumentStream.from_texts(["unused"], together=together)
-    stream.loaded = [document(tokens, i) for i, tokens in enumerate(documents)]
+    stream = DocumentStream.of([document(tokens, i) for i, tokens in enumerate(documents)], together)
     module = DynamicEvaluation(model, None, context=context, **({"reference": None} | choices))
     collect = Collect()
     Trainer(callbacks=[collect, *callbacks], **TRAINER).fit(module, stream)
@@ -68,6 +67,16 @@ def run(
         static=[collect.static.get(i, []) for i in range(len(documents))],
         module=module,
     )
+
+
+def stopped(module: DynamicEvaluation) -> dict[int, int]:
+    """The documents that were read no further, each with the segment in which it failed."""
+    return {index: failure.segment for index, failure in module.failures.of_documents.items() if failure.stopped}
+
+
+def finished_static(module: DynamicEvaluation) -> dict[int, int]:
+    """The documents that the initial weights have taken over, each with the first segment that they read."""
+    return {index: failure.segment for index, failure in module.failures.of_documents.items() if not failure.stopped}
 
 
 Make = Callable[[Any], Any]

@@ -242,11 +242,12 @@ def test_what_cannot_be_run_is_said_in_one_line(given, message, capsys):
 
 @pytest.mark.parametrize("together", [1, 2])
 def test_a_receipt_is_played_again(together, letters, capsys):
-    from dynlight import fit
+    from dynlight.running import fitting
+    from dynlight.running.configuration import parse
 
     config = next(file for file in CONFIG_FILES if file.stem == "quickstart")
     folder = letters / f"played {together}"
-    fit.fit(fit.parse(arguments(config, letters, f"--out={folder}", "--data.together", str(together))))
+    fitting.fit(parse(arguments(config, letters, f"--out={folder}", "--data.together", str(together))))
     assert main(["--receipt", str(folder)]) == 0
     assert "36 of 36 equal" in capsys.readouterr().out  # 3 documents of 90 tokens
     assert main(["--receipt", str(folder), "--documents", "1", "--segments", "0-1,3"]) == 0

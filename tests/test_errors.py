@@ -269,8 +269,8 @@ KNOWN_BEFORE_LOADING = {
     ),
     "no statistics": (
         update("RMSDynamic", lr=0.1),
-        "update.statistics.data must name a corpus to collect gradient statistics from, as "
-        "update.statistics.file is not given",
+        "update.statistics.data must name a corpus to collect gradient statistics from where update.statistics.file is "
+        "null, got null",
     ),
     "a file of no statistics": (
         rms(file="LIBRARY/rows.csv"),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dynlight import fit
+from dynlight.running.configuration import parse
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,7 +38,7 @@ def test_a_grid_is_a_sweep_of_wandb_whose_points_are_runs(name):
         assert grid.key_of(name, handed_over, books) == grid.key_of(name, point, books), "by an agent"
         if not hasattr(import_module(f"experiments.{name}.experiment"), "measure"):
             for scale in ("books", "small", "paper"):
-                fit.parse(grid.run_of(name, point, grid.Scale.read(scale)))
+                parse(grid.run_of(name, point, grid.Scale.read(scale)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +102,7 @@ def again(name: str, rows: pd.DataFrame) -> tuple[float, float]:
     row = rows[rows.role == "adapted"].iloc[0]
     settings = list(grid.points(name)[0])
     arguments = grid.run_of(name, row[settings].to_dict(), grid.Scale.read("books"))
-    config = fit.parse(arguments)
+    config = parse(arguments)
     files = Path(str(config.data.data_files)).parent / row.document
     if config.model.pretrained != "tiny-books" and not Path(config.model.pretrained).exists():
         pytest.skip(f"needs {config.model.pretrained}, which `make ladder` makes")

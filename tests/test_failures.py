@@ -12,10 +12,10 @@ import yaml
 from folders import configuration, save_documents, save_model
 from lightning.pytorch import Callback
 from models import tiny
-from running import random_tokens, run
+from running import finished_static, random_tokens, run, stopped
 
 from dynlight import Overlapping, Records, ResetWeights, TransformerXL, fit
-from dynlight.learning.metrics import PrequentialSum
+from dynlight.learning.totals import Sums
 from dynlight.recording.report.tables import Rows
 
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -62,14 +62,16 @@ def scored(poison, together=1, documents=DOCUMENTS, **choices):
 def test_what_is_not_finite_stops_that_document_before_it_reaches_a_sum(together, value, what, segment, rows):
     whole = run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=together, update=SGD)
     found, records = scored(Poison(what, value=value), together)
-    assert found.module.failed == {0: segment}
-    assert found.module.reasons == {0: f"{'nats' if what == 'weights' else 'gradients'} were not finite"}
+    assert stopped(found.module) == {0: segment}
+    assert {0: found.module.failures.of_documents[0].reason} == {
+        0: f"{'nats' if what == 'weights' else 'gradients'} were not finite"
+    }
     assert [len(nats) for nats in found.nats] == [rows, 4, 4]
     for one, other in zip(found.nats[1:], whole.nats[1:], strict=True):
         assert torch.equal(torch.cat(one), torch.cat(other))
-    assert math.isfinite(found.module.adapted.nats)
+    assert math.isfinite(found.module.totals.read.nats)
     table = records.documents
-    assert table.failed.tolist() == [found.module.reasons[0], "", ""]
+    assert table.failed.tolist() == [found.module.failures.of_documents[0].reason, "", ""]
     assert table.failed_segment.tolist()[0] == segment
 
 
@@ -78,8 +80,8 @@ def test_what_is_not_finite_stops_that_document_before_it_reaches_a_sum(together
 def test_the_unlearned_weights_finish_a_document_when_asked(together, what):
     whole = run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=together, update=SGD, reference="static")
     found, records = scored(Poison(what), together, on_failure="static")
-    assert found.module.failed == {}
-    assert found.module.unlearned == {0: 2}
+    assert stopped(found.module) == {}
+    assert finished_static(found.module) == {0: 2}
     for index in range(3):
         learned = 2 if index == 0 else 4  # segments
         assert torch.equal(torch.cat(found.nats[index][:learned]), torch.cat(whole.nats[index][:learned]))
@@ -107,7 +109,7 @@ def test_nats_that_are_missing_within_a_segment_are_taken_from_the_unlearned_wei
     found = run(
         tiny("gpt_neox"), documents, Overlapping(16, 16), [Spoil()], update=SGD, reference="static", on_failure="static"
     )
-    assert found.module.unlearned == {0: 1}
+    assert finished_static(found.module) == {0: 1}
     # Segment 1 scores tokens 16 to 31; token 20 is the last that is read without it.
     torch.testing.assert_close(found.nats[0][1][:5], whole.nats[0][1][:5])
     assert torch.equal(found.nats[0][1][5:], whole.static[0][1][5:])
@@ -127,19 +129,19 @@ def test_a_chance_of_nothing_is_no_failure_that_could_be_mended():
     found = run(
         model, DOCUMENTS[:1], TransformerXL(16, 24), [Impossible()], update=SGD, reference="static", on_failure="static"
     )
-    assert found.module.failed == {0: 1}
-    assert found.module.unlearned == {}
+    assert stopped(found.module) == {0: 1}
+    assert finished_static(found.module) == {}
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_documents_after_it_alone():
     found, _ = scored(Poison("gradients"), reset=ResetWeights("never"))
-    assert found.module.failed == {0: 1}
+    assert stopped(found.module) == {0: 1}
     assert [len(nats) for nats in found.nats] == [2, 4, 4]
 
 
 def test_what_is_learned_last_from_a_document_matters_to_no_sum():
     found, records = scored(Poison("gradients", segment=3))
-    assert found.module.failed == {}
+    assert stopped(found.module) == {}
     assert records.documents.failed.tolist() == ["", "", ""]
 
 
@@ -178,11 +180,11 @@ def test_nats_add_up_to_the_same_however_ten_million_tokens_are_cut(tmp_path, si
     nats = torch.from_numpy(np.random.default_rng(0).exponential(3.0, tokens).astype(np.float32))
     exact = math.fsum(nats.tolist())
     sums = [float(part.sum(dtype=torch.float64)) for part in nats.split(size)]
-    total = PrequentialSum()
-    for part in sums if size > 100 else sums[::100_000]:
-        total.update(part, size, 4 * size)
-    if size > 100:
-        assert float(total.nats) == pytest.approx(exact, rel=1e-12)
+    total = Sums()
+    for part in nats.split(size):
+        total.add(Sums(float(part.sum(dtype=torch.float64)), tokens=len(part), bytes=4 * len(part)))
+    assert total.nats == pytest.approx(exact, rel=1e-11)
+    assert (total.tokens, total.bytes) == (tokens, 4 * tokens)
     segments = pd.DataFrame({"document": 0, "segment": range(len(sums)), "nats": sums})
     segments.to_parquet(tmp_path / "segments.parquet")
     assert Rows(tmp_path / "segments.parquet").sums("nats")[0] == pytest.approx(exact, rel=1e-15)

@@ -1,6 +1,5 @@
 """The command line: its help, its configurations, what a run leaves, and the line that shows how far it is."""
 
-import importlib
 import itertools
 import json
 import re
@@ -20,7 +19,12 @@ from models import tiny
 from running import TRAINER, document, random_tokens
 
 from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretrained, TransformerXL, fit
+from dynlight.pretraining import __main__ as pretraining
 from dynlight.recording import progress
+from dynlight.running import fitting
+from dynlight.running.configuration import parse, parser
+from dynlight.running.help import help_text
+from dynlight.running.messages import setting_names
 
 ROOT = Path(__file__).parent.parent
 SAME_IN_EVERY_RUN = ["segments.parquet", "tokens.parquet", "documents.csv"]
@@ -59,7 +63,7 @@ QUICKSTART = ["--config", str(ROOT / "configs/quickstart.yaml")]
 
 
 def parsed(arguments):
-    config = fit.parse(arguments).as_dict()
+    config = parse(arguments).as_dict()
     del config["config"]  # where it was read from
     return config
 
@@ -86,16 +90,16 @@ def test_help_is_short_and_names_every_section(capsys, arguments):
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
     assert output.err == ""
-    settings = {name.split(".")[0] for name in fit.setting_names(fit.parser())}
+    settings = {name.split(".")[0] for name in setting_names(parser())}
     assert settings >= {"model", "context", "update", "out"}
     words = set(re.findall(r"[a-z_]+", "\n".join(line[:20] for line in lines if line.startswith("  "))))
     assert settings <= words, f"not in the help: {settings - words}"
 
 
 def test_the_help_names_settings_that_exist():
-    names = fit.setting_names(fit.parser())
+    names = setting_names(parser())
     for section in ("model", "data", "schedule", "reset", "trainer"):
-        (text,) = re.findall(rf"^  {section} [^:]*: (.*(?:\n {{20}}.*)*)$", fit.HELP, re.MULTILINE)
+        (text,) = re.findall(rf"^  {section} [^:]*: (.*(?:\n {{20}}.*)*)$", help_text(), re.MULTILINE)
         words = re.findall(r"[a-z_]+", re.sub(r"\([^)]*\)", "", text))
         assert words
         for word in words:
@@ -105,7 +109,7 @@ def test_the_help_names_settings_that_exist():
 def test_the_printed_configuration_is_whole_and_parses_back_to_itself(printed, tmp_path):
     text = printed(*QUICKSTART)
     sections = yaml.safe_load(text)
-    assert {name.split(".")[0] for name in fit.setting_names(fit.parser())} == set(sections)
+    assert {name.split(".")[0] for name in setting_names(parser())} == set(sections)
     assert sections["update"] == {"class_path": "torch.optim.SGD"} | {"init_args": sections["update"]["init_args"]}
     (tmp_path / "printed.yaml").write_text(text)
     again = ["--config", str(tmp_path / "printed.yaml")]
@@ -165,7 +169,8 @@ def test_every_shipped_configuration_parses_by_the_command_in_its_first_line(fil
     module, *arguments = shlex.split(command)
     assert arguments[:2] == ["--config", str(file.relative_to(ROOT))]
     assert "?" in question or "methods" in file.parts, "the methods are named instead"
-    config = importlib.import_module(module).parse(arguments)
+    parsers = {"dynlight.fit": parse, "dynlight.pretraining": pretraining.parse}
+    config = parsers[module](arguments)
     assert config.out is None or config.out.startswith(("runs/", "experiments/ladder/"))
 
 
@@ -245,11 +250,11 @@ def test_a_folder_that_cannot_be_finished_is_removed_and_one_with_rows_kept(run,
     def fail(self, trainer, pl_module, *batch):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(fit.FlopsLogger, "on_train_batch_end", fail)
+    monkeypatch.setattr(fitting.FlopsLogger, "on_train_batch_end", fail)
     with pytest.raises(ValueError, match="a bug"):
         run()
     assert (tmp_path / "out/rows").is_dir()
-    monkeypatch.setattr(fit.FlopsLogger, "on_train_start", fail)
+    monkeypatch.setattr(fitting.FlopsLogger, "on_train_start", fail)
     with pytest.raises(ValueError, match="a bug"):
         run({"out": str(tmp_path / "second")})
     assert not (tmp_path / "second").exists()
@@ -273,8 +278,7 @@ def shown(monkeypatch, capsys, *, columns, documents=3, seconds=0.5, **choices):
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: columns is not None, raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
-    stream = DocumentStream.from_texts(["unused"])
-    stream.loaded = [document(random_tokens(320, i), i) for i in range(documents)]
+    stream = DocumentStream.of([document(random_tokens(320, i), i) for i in range(documents)])
     update = partial(torch.optim.SGD, lr=0.1)
     module = DynamicEvaluation(tiny(), None, context=TransformerXL(16, 32), **({"update": update} | choices))
     settings = {name: value for name, value in TRAINER.items() if name != "enable_progress_bar"}

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDynamic, TransformerXL
-from dynlight.documents.waves import Cut
-from dynlight.learning.flops import FlopCounter, Flops
+from dynlight.documents.segments import Cut
+from dynlight.learning.flops import Flops
 
 BLOCKS = 4
 FIRST_MAPS = {  # of a block, those that read its input
@@ -33,7 +33,7 @@ def counter(architecture, parameters=None, context=None, update=None, reference=
         update=update or partial(torch.optim.SGD, lr=0.1),
         reference=reference,
     )
-    return FlopCounter(module), module
+    return module.flop_counter, module
 
 
 def measure(counter, context=0, scored=16, memory=0, updates=1):

@@ -22,8 +22,9 @@ from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dynlight import fit
-from dynlight.learning.flops import SERIES
 from dynlight.recording.checkpoint import Checkpoint
+from dynlight.recording.series import SERIES
+from dynlight.running.configuration import parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WANDB = {"class_path": "WandbLogger", "init_args": {"project": "a project"}}
@@ -207,7 +208,7 @@ def online(monkeypatch):
     wandb.teardown()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     # The parser learns a logger's settings from wandb.init itself, and keeps what it learned.
-    fit.parse(["--config", str(CONFIGS / "quickstart.yaml")])
+    parse(["--config", str(CONFIGS / "quickstart.yaml")])
     monkeypatch.setattr(wandb, "login", lambda **settings: True)
     told = MagicMock(offline=False, url="https://wandb.invalid/a/run")
     monkeypatch.setattr(wandb, "init", told.init)
@@ -398,6 +399,7 @@ KILLED = """
 import os, signal, sys
 from dynlight import fit
 from dynlight.recording.checkpoint import Checkpoint
+from dynlight.running.configuration import parse
 
 left = int(sys.argv[1])
 save, end = Checkpoint.save, Checkpoint.on_train_batch_end

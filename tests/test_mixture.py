@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from lightning.pytorch import Callback
 from models import tiny
-from running import random_tokens, run
+from running import random_tokens, run, stopped
 from scipy.special import logsumexp
 
 from dynlight import All, LoRA, Mixture, Overlapping, Records, ResetWeights, RMSDynamic, TransformerXL, UpdateFrequency
-from dynlight.learning.weights import Stacked
+from dynlight.learning.stacked import Stacked
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 0, 16, 70))]
 MEMORY = TransformerXL(16, 24)
@@ -34,7 +34,7 @@ class Experts(Callback):
         for row in score.rows if score else ():
             index = batch.documents[row].index
             self.nats.setdefault(index, []).append(score.experts.nats[:, row, batch.scored[row]])
-            self.shares.setdefault(index, []).append(score.experts.shares[:, row])
+            self.shares.setdefault(index, []).append(score.experts.weights[:, row])
             self.read.append((index, batch.cut.index, score.experts.learners[:, row].tolist()))
 
 
@@ -82,11 +82,11 @@ def test_krauses_rule_at_many_rates(monkeypatch):
 
     reads = []
 
-    def collect(self, module):
-        reads.append(self)
-        return [torch.full_like(weight, 0.01) for weight in module.model.parameters()]
+    def collect(statistics, model, tokenizer, context):
+        reads.append(statistics)
+        return [torch.full_like(weight, 0.01) for weight in model.parameters()]
 
-    monkeypatch.setattr(GradientStatistics, "load_or_collect", collect)
+    monkeypatch.setattr("dynlight.learning.module.load_or_collect", collect)
     rule = partial(RMSDynamic, decay=0.05, statistics=GradientStatistics(data={"path": "text", "data_files": "x"}))
     _, _, by_expert = mixed(update=rule, rates=[1e-4, 1e-3], together=3)
     assert len(reads) == 1
@@ -205,7 +205,7 @@ def test_a_rate_that_diverges_is_left_behind_and_costs_nothing_more():
     found, experts, by_expert = mixed(
         documents, rates=[0.05, 1e6], together=2, update=partial(SGD, momentum=0.9), callbacks=[records]
     )
-    assert not found.module.failed
+    assert not stopped(found.module)
     assert np.isnan(by_expert[0][2, -16:]).all()
     assert all(np.isfinite(joined(nats)).all() for nats in found.nats)
     read = {(index, segment): learners for index, segment, learners in experts.read}
@@ -222,9 +222,9 @@ def test_a_rate_that_diverges_is_left_behind_and_costs_nothing_more():
 
 def test_a_mixture_without_rates_chooses_its_own():
     found, *_ = mixed([random_tokens(40, 1)], update=None, rates=None, mixture=Mixture())
-    rules = [name.partition("(")[0] for name in found.module.expert_names]
+    rules = [name.partition("(")[0] for name in [expert.name for expert in found.module.experts]]
     assert rules == ["static"] + ["SGD"] * 3 + ["Adam"] * 3
-    rates = [rule.defaults["lr"] for rule in found.module.optimizer_of_each_expert]
+    rates = [rule.defaults["lr"] for rule in found.module.optimizers_of_rules]
     assert rates[2] == pytest.approx(10 * rates[0])
     assert rates[5] == pytest.approx(10 * rates[3])
 
@@ -252,12 +252,12 @@ def test_learning_goes_on_through_documents_where_nothing_is_reset():
 def test_without_a_reference_the_static_model_is_no_expert():
     found, _experts, by_expert = mixed(reference=None)
     assert len(by_expert[0]) == len(RATES)
-    assert found.module.expert_names == [f"SGD(lr {rate:g})" for rate in RATES]
+    assert [expert.name for expert in found.module.experts] == [f"SGD(lr {rate:g})" for rate in RATES]
 
 
 def test_a_document_fails_when_no_expert_is_left():
     found, *_ = mixed([random_tokens(160, 3), random_tokens(40, 2)], rates=[1e8], reference=None, together=2)
-    assert set(found.module.failed) >= {0}
+    assert set(stopped(found.module)) >= {0}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monk
 def test_rules_of_one_class_have_names_of_their_own():
     rules = [SGD, partial(SGD, momentum=0.9)]
     found, *_ = mixed([random_tokens(20, 1)], update=rules, rates=[0.01])
-    assert found.module.expert_names == ["static", "SGD(lr 0.01)", "SGD(lr 0.01) no. 2"]
+    assert [expert.name for expert in found.module.experts] == ["static", "SGD(lr 0.01)", "SGD(lr 0.01) no. 2"]
 
 
 def test_whether_a_document_was_learned_from_does_not_depend_on_neighbours():

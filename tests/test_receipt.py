@@ -10,7 +10,10 @@ from models import tiny
 from running import random_tokens, run
 
 from dynlight import All, LoRA, Overlapping, ResetWeights, TransformerXL
-from dynlight.recording.receipt import Receipt, _sums_of_bits, faults_of, first_link, hash_of_weights, link
+from dynlight.learning.digests import sums_of_bits
+from dynlight.recording.hashes import hash_of_weights
+from dynlight.recording.ledger import faults_of, first_link, link
+from dynlight.recording.receipt import Receipt
 
 LEARN = {"update": partial(torch.optim.SGD, lr=0.05)}
 DOCUMENTS = [random_tokens(length, length) for length in (40, 17, 33)]
@@ -19,7 +22,13 @@ DOCUMENTS = [random_tokens(length, length) for length in (40, 17, 33)]
 def ledger_of(together=1, callbacks=(), context=None, folder=None, **choices):
     receipt = Receipt(folder)
     found = run(
-        tiny(), DOCUMENTS, context or TransformerXL(16, 24), [receipt, *callbacks], together, **(LEARN | choices)
+        tiny(),
+        DOCUMENTS,
+        context or TransformerXL(16, 24),
+        [receipt, *callbacks],
+        together,
+        digests=True,
+        **(LEARN | choices),
     )
     return receipt, found
 
@@ -98,12 +107,12 @@ def test_a_missing_reset_shows():
 @pytest.mark.parametrize("shape", [(1, 7), (3, 8), (4, 5), (2, 1)])
 def test_the_digest_sees_every_bit(shape):
     weight = torch.randn(shape)
-    before = _sums_of_bits(weight)
+    before = sums_of_bits(weight)
     for row in range(shape[0]):
         for column in range(shape[1]):
             changed = weight.clone()
             changed[row, column] = torch.nextafter(changed[row, column], torch.tensor(torch.inf))
-            differs = _sums_of_bits(changed) != before
+            differs = sums_of_bits(changed) != before
             assert differs.tolist() == [other == row for other in range(shape[0])]
 
 

@@ -17,9 +17,9 @@ from lightning.pytorch import Callback
 
 from dynlight import fit
 from dynlight.learning.flops import FlopCounter, Flops
-from dynlight.recording import parts, sealed
-from dynlight.recording import receipt as receipts
+from dynlight.recording import ledger, pieces, sealed
 from dynlight.recording.report import page
+from dynlight.running import fitting
 
 SAME = ["segments.parquet", "tokens.parquet", "documents.csv", "receipt.json"]
 # Ragged: some end within the first segment, some together, one is empty.
@@ -63,12 +63,12 @@ def run(library, tmp_path, monkeypatch, capsys):
     # What costs most time in a short run, and no interruption has to do with: measuring shapes, drawing.
     monkeypatch.setattr(FlopCounter, "count", lambda self, score, row=0: Flops(score.nats.shape[1], score.updates))
     monkeypatch.setattr(page, "render", lambda *arguments: "")
-    make_trainer = fit.make_trainer
+    make_trainer = fitting.make_trainer
 
     def run(*arguments, changes=None, stop=None, out="out", model="llama"):
         callbacks = [] if stop is None else [stop if isinstance(stop, Callback) else StopAt(stop)]
         monkeypatch.setattr(
-            fit, "make_trainer", lambda settings, meters, folder: make_trainer(settings, callbacks + meters, folder)
+            fitting, "make_trainer", lambda settings, meters, folder: make_trainer(settings, callbacks + meters, folder)
         )
         if "--resume" not in arguments:
             config = configuration(library / model, f"{library}/documents/*.txt", tmp_path / out) | (changes or {})
@@ -211,7 +211,7 @@ def test_with_other_waves_what_is_finished_is_kept_and_the_rest_read_from_its_st
         assert old[name] == new[name]
     assert new["nats"] == pytest.approx(old["nats"], rel=1e-5)
     assert yaml.safe_load((stopped / "config.yaml").read_text())["data"]["together"] == 3
-    assert receipts.faults_of(json.loads((stopped / "receipt.json").read_text())) == []
+    assert ledger.faults_of(json.loads((stopped / "receipt.json").read_text())) == []
 
 
 def test_no_checkpoints_when_none_are_wanted(run, library, tmp_path):
@@ -248,13 +248,13 @@ def test_a_run_that_was_cut_short_at_its_end(run, library, tmp_path, monkeypatch
     changes = whole({"data.together": 2}, library)
     assert run(changes=changes, out="whole")[0] == 0
     module, name = {
-        "join": (fit.Records, "on_train_end"),
-        "report": (fit.report, "write"),
-        "end": (fit, "remove_unfinished"),
+        "join": (fitting.Records, "on_train_end"),
+        "report": (fitting.files, "write"),
+        "end": (fitting, "remove_unfinished"),
     }[stage]
 
     def stop(*arguments):
-        raise fit.Interrupted(signal.SIGINT)
+        raise fitting.Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, stop)
@@ -373,7 +373,9 @@ def test_a_run_that_is_begun_again_says_how_it_could_go_on(run, library, tmp_pat
 
 
 def test_a_signal_before_anything_is_read_leaves_nothing(run, library, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "seed_everything", lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        "dynlight.running.run.seed_everything", lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGINT)
+    )
     status, output = run(changes=whole({}, library))
     assert status == 130
     assert output.err == "stopped by SIGINT\n"
@@ -409,8 +411,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(run, library, tmp_p
 
 
 def test_long_documents_come_in_groups_wherever_they_were_cut(run, library, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "GROUP", 4)
-    monkeypatch.setattr("dynlight.recording.records.HELD", 2)
+    monkeypatch.setattr(pieces, "GROUP", 4)
+    monkeypatch.setattr("dynlight.recording.records.BUFFERED", 2)
     changes = whole({"context": {"class_path": "TransformerXL", "init_args": {"segment": 8, "memory": 8}}}, library)
     assert run(changes=changes, out="whole")[0] == 0
     assert run(changes=changes, stop=4)[0] == 143

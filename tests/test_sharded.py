@@ -14,7 +14,9 @@ from folders import configuration, save_model, save_sentences
 from processes import run_all
 
 from dynlight import fit
-from dynlight.recording.receipt import _sums_of_bits, faults_of, replay
+from dynlight.auditing.replay import replay
+from dynlight.learning.digests import sums_of_bits
+from dynlight.recording.ledger import faults_of
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "model_parallel"}
@@ -128,7 +130,7 @@ def test_what_parts_add_to_a_digest_is_that_of_the_whole():
     for cuts in ([150, 151], [1, 300], [101, 101, 99], [301, 0]):
         starts = torch.tensor([0, *cuts]).cumsum(0).tolist()
         parts = zip(weight.split(cuts, dim=1), starts, strict=False)
-        assert sum(_sums_of_bits(part.flatten().clone()[None], start) for part, start in parts) == _sums_of_bits(weight)
+        assert sum(sums_of_bits(part.flatten().clone()[None], start) for part, start in parts) == sums_of_bits(weight)
 
 
 def test_one_process_prints(runs):

@@ -13,7 +13,7 @@ from dynlight import DocumentStream, Pretrained, TransformerXL
 from dynlight.choices.schedule import due
 from dynlight.documents.waves import deal, segments
 from dynlight.learning.weights import InPlace, token_nats
-from dynlight.recording.receipt import faults_of
+from dynlight.recording.ledger import faults_of
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file: one process has more to read by far
 EVERY = {0: 1, 3: 2}
@@ -82,7 +82,7 @@ def in_lockstep(library):
         if gradients:
             for weight, *each in zip(weights.learned, *gradients, strict=True):
                 weight.grad = sum(each) / len(gradients)
-            weights.clip_gradients(0.5)
+            weights.clip(0.5)
             optimizer.step()
     return found
 

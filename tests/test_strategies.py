@@ -21,7 +21,7 @@ from running import document, random_tokens
 
 from dynlight import fit
 from dynlight.documents.waves import deal
-from dynlight.recording.receipt import faults_of
+from dynlight.recording.ledger import faults_of
 
 ROOT = Path(__file__).parent.parent
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "document_parallel"}

@@ -2,18 +2,21 @@
 
 import json
 import multiprocessing
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import make_byte_tokenizer
 from folders import configuration, save_documents, save_model
 from models import tiny
 from running import TRAINER, document, random_tokens
 
-from dynlight import DynamicEvaluation, TransformerXL, UpdateFrequency, fit
-from dynlight.documents.document import DocumentStream
+from dynlight import DocumentStream, DynamicEvaluation, TransformerXL, fit
 from dynlight.running import together
+from dynlight.running.run import Run
 from dynlight.running.together import Choice, Trial, choose, extrapolate, largest_that_fits
 
 MB = 10**6
@@ -79,20 +82,18 @@ def test_memory_grows_by_as_much_with_each_document(monkeypatch):
 
 def peaks():
     """Peaks of two, four and eight documents, and the weights of one, in bytes."""
-    from lightning.pytorch import Trainer
-
-    choices = {"context": TransformerXL(64, 64), "schedule": UpdateFrequency(4), "reference": None}
-    choices["update"] = lambda weights: torch.optim.AdamW(weights, lr=1e-3)
-    documents = [document(random_tokens(length, length)) for length in (50, 1000)]
-
-    def wide():
-        model = tiny()
-        model.resize_token_embeddings(20_000)
-        return model
-
-    trial = Trial(wide, choices, documents, lambda: Trainer(**TRAINER), torch.device("cpu"))
+    folder = Path(tempfile.mkdtemp())
+    save_documents(folder / "documents")
+    save_model(folder / "model", make_byte_tokenizer(), rows=20_000)
+    run = Run.of([
+        *("--model.pretrained", f"{folder}/model", "--data.path=text", "--data.data_files", f"{folder}/documents/*.txt"),
+        *("--context=TransformerXL", "--context.segment=64", "--context.memory=64", "--schedule.every=4"),
+        *("--reference=null", "--update=AdamW", "--update.lr=1e-3", "--trainer.accelerator=cpu"),
+    ])  # fmt: skip
+    trial = Trial(run, torch.device("cpu"))
     assert trial.free() > 0
-    return trial(2), trial(4), trial(8), 4 * sum(weight.numel() for weight in wide().parameters())
+    weights = 4 * sum(weight.numel() for weight in run.choices.model.load().parameters())
+    return trial(2), trial(4), trial(8), weights
 
 
 @pytest.fixture
@@ -161,8 +162,7 @@ def test_where_memory_runs_out_the_largest_number_that_fitted_is_told(run, monke
 def test_outside_of_fit_it_is_refused():
     from lightning.pytorch import Trainer
 
-    stream = DocumentStream.from_texts(["unused"], together="auto")
-    stream.loaded = [document(random_tokens(5, 0))]
+    stream = DocumentStream.of([document(random_tokens(5, 0))], together="auto")
     module = DynamicEvaluation(tiny(), None, context=TransformerXL(16, 16))
     with pytest.raises(ValueError, match="data.together must be a number outside of dynlight.fit"):
         Trainer(**TRAINER).fit(module, stream)

@@ -2,16 +2,16 @@
 
 import weakref
 from functools import partial
-from itertools import accumulate
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
-from running import document, random_tokens, run
+from running import document, random_tokens, run, stopped
 
 from dynlight import All, LoRA, Matching, Overlapping, Records, ResetWeights, TransformerXL, UpdateFrequency
-from dynlight.documents.waves import NOT_SCORED, SegmentStream, waves
+from dynlight.documents.segments import NOT_SCORED
+from dynlight.documents.waves import SegmentStream, waves
 
 SEGMENT = 16
 CONTEXTS = [Overlapping(SEGMENT, 40), TransformerXL(SEGMENT, 24)]
@@ -44,8 +44,8 @@ def test_each_token_is_scored_once(context, length):
     tokens = random_tokens(length, 2)
     found = run(tiny(), [tokens, random_tokens(3, 3)], context, **LEARN)
     assert sum(len(nats) for nats in found.nats[0]) == length
-    assert int(found.module.adapted.tokens) == length + 3
-    assert int(found.module.adapted.bytes) == length + 3
+    assert int(found.module.totals.read.tokens) == length + 3
+    assert int(found.module.totals.read.bytes) == length + 3
     segments = list(SegmentStream(waves([document(tokens)], context), context))
     assert torch.cat([torch.empty(0, dtype=torch.int64), *(s.targets[0] for s in segments)]).tolist() == tokens
     for segment in segments:
@@ -201,7 +201,7 @@ def test_lora_forward_is_pefts_own():
         assert torch.equal(ours(input_ids=inputs).logits, wrapped(input_ids=inputs).logits)
         with wrapped.disable_adapter():
             static = wrapped(input_ids=inputs).logits
-        with found.module.weights._unlearned():
+        with found.module.weights._under_initial():
             assert torch.equal(ours(input_ids=inputs).logits, static)
 
 
@@ -211,11 +211,10 @@ def test_a_document_whose_nats_are_not_finite_stops_alone(context):
     model = tiny()
     alone = run(tiny(), documents[1:], context, **LEARN)
     found = run(model, documents, context, callbacks=[PoisonAtSegment(0, 1)], **LEARN)
-    assert found.module.failed == {0: 2}
+    assert stopped(found.module) == {0: 2}
     assert len(found.nats[0]) == 2
     assert torch.equal(torch.cat(found.nats[1]), torch.cat(alone.nats[0]))
-    lengths = list(accumulate(len(nats) for nats in found.nats[0]))
-    assert int(found.module.adapted.tokens) == lengths[-1] + 64
+    assert found.module.totals.read.tokens == 64, "nothing of the document that failed"
 
 
 class Watch(Callback):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from models import CONFIGS, WITH_MEMORY, tiny
-from running import document, random_tokens, run
+from running import document, random_tokens, run, stopped
 from torch.func import functional_call, vmap
 
 from dynlight import (
@@ -100,9 +100,8 @@ def test_krauses_rule(decay, monkeypatch):
 
     statistics = GradientStatistics(data={"path": "text", "data_files": "x"})
     monkeypatch.setattr(
-        GradientStatistics,
-        "load_or_collect",
-        lambda self, module: [torch.full_like(p, 0.01).add_(i) for i, p in enumerate(module.model.parameters())],
+        "dynlight.learning.module.load_or_collect",
+        lambda *_, model, **__: [torch.full_like(p, 0.01).add_(i) for i, p in enumerate(model.parameters())],
     )
     compare(update=partial(RMSDynamic, lr=0.05, decay=decay, epsilon=0.01, statistics=statistics))
 
@@ -266,10 +265,10 @@ def test_a_document_that_fails_leaves_its_neighbours_alone():
     documents = [random_tokens(64, seed) for seed in range(3)]
     whole = run(tiny(), documents, TransformerXL(16, 24), together=3, update=SGD)
     found = run(tiny(), documents, TransformerXL(16, 24), together=3, update=SGD, callbacks=[FailAt()])
-    assert found.module.failed == {1: 1}
+    assert stopped(found.module) == {1: 1}
     assert len(found.nats[1]) == 1
     assert_same([found.nats[0], found.nats[2]], [whole.nats[0], whole.nats[2]])
-    assert int(found.module.adapted.tokens) == 64 + 16 + 64
+    assert found.module.totals.read.tokens == 64 + 64
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ from fuzz import fuzz
 from dynlight import fit
 from dynlight.learning.flops import FlopCounter
 from dynlight.recording import checkpoint, resume, sealed
-from dynlight.recording.receipt import Receipt, _line
+from dynlight.recording.ledger import line_of
+from dynlight.recording.receipt import Receipt
 from dynlight.recording.report import files as report
 
 # Ragged: documents that end within a segment, with others, in the middle of a wave; an empty one.
@@ -81,7 +82,7 @@ def half_written(holder: Any, name: str, n: int) -> None:
 
 def half_a_row(holder: Any, name: str, n: int) -> None:
     def at_last(call: Callable, receipt: Receipt, commit: list) -> None:
-        receipt._lines.write(_line([*commit, "…"])[:20])
+        receipt._lines.write(line_of([*commit, "…"])[:20])
         die()
 
     _countdown(holder, name, n, at_last)

@@ -1,0 +1,1 @@
+"""Whether a score is honest."""

@@ -36,6 +36,19 @@ _UNDECIDED = 0.1  # a standard error of the Kraft sum above which it says nothin
 _AT_ONCE = 256  # variants of a document scored in one call
 
 
+# What tokenizers and byte counts stumble over: runs of spaces, line ends, letters of 2 to 4 bytes, joined emoji.
+PROBES = (
+    "a  b   c    d ",
+    " leading and trailing  ",
+    "\ttabs\tand\r\nline ends\n\n\n",
+    "naïve façade — “quoted” … ½",
+    "κόσμε Ж ह 日本語 𝔘𝔫𝔦",
+    "🙂 👩‍👩‍👧 🇩🇪 e\u0301",
+    "<s>not special</s>",
+    "x",
+)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a deviation shows: a document, and a token of it where there is one."""

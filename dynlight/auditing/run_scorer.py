@@ -6,20 +6,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 from transformers import DynamicCache
 
-from dynlight import fit
-from dynlight.audit import PROBES
-from dynlight.auditing.checks import Scorer, Tokens
+from dynlight.auditing.checks import PROBES, Scorer, Tokens
 from dynlight.choices.context import position_limit
 from dynlight.choices.schedule import due
 from dynlight.choices.update import at_rate
 from dynlight.documents.document import Document, prefix_token
+from dynlight.documents.segments import Segment
 from dynlight.errors import SettingError
-from dynlight.learning.module import DynamicEvaluation, check_precision
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.recording.meter import Meter
+from dynlight.running.configuration import folder_of
+from dynlight.running.run import Run
+from dynlight.running.trainer import quiet
 
 _DOCUMENTS = 3
 
@@ -36,23 +37,19 @@ class AuditedRun:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = list(arguments)
-        self.config = fit.parse(self.arguments)
-        self.config.trainer.logger = False
-        out = fit.folder_of(self.config)
+        self._run = Run.of(self.arguments)
+        out = folder_of(self._run.config)
         self.folder = out.with_name(out.name + "-audit")
-        choices = fit.parser().instantiate(self.config)
-        check_precision(self.config.trainer.precision)
-        choices.context.check(choices.model.config())
-        self.tokenizer = choices.model.load_tokenizer()
-        self.choices = choices
-        self.model = choices.model.load()
+        self.choices = self._run.choices
+        self.tokenizer = self._run.tokenizer
+        self.model = self.choices.model.load()
         self.prefix = prefix_token(self.tokenizer)
         self.scorer = self._scorer()
 
     @property
     def policy(self) -> str:
         """What the run itself says that nats depend on."""
-        return "document" if self.choices.reset.every == "document" else "stream"
+        return "stream" if self.choices.reset.carries_over else "document"
 
     def knowledge(self) -> dict[str, Any]:
         """What `audit` takes besides the scorer and the policy."""
@@ -75,7 +72,7 @@ class AuditedRun:
             "static": self._scorer(update=None, rates=None, mixture=None),
             "samples": 128,
             "positions": 2,
-            "seed": self.config.seed,
+            "seed": self._run.config.seed,
         }
 
     def description(self) -> dict[str, Any]:
@@ -93,9 +90,7 @@ class AuditedRun:
         learned = [i for i in range(10_000) if self._learns(i)][:2] or [0, 1]
         longest = (learned[-1] + 1) * segment + segment // 8 + 1
         lengths = [longest, max(2, longest - segment // 2), max(2, longest - segment - 1)]
-        stream = copy.copy(self.choices.data)
-        stream.documents = min(stream.documents or _DOCUMENTS, _DOCUMENTS)
-        stream.max_tokens = min(stream.max_tokens or sum(lengths), sum(lengths))
+        stream = self.choices.data.first(_DOCUMENTS, sum(lengths))
         available = [document.tokens.tolist() for document in stream.load(self.tokenizer) if len(document)]
         if not available:
             raise SettingError("data.path", "hold at least one token", got=f"none: {self.choices.data.path!r}")
@@ -137,10 +132,10 @@ class AuditedRun:
         return nothing or schedule.every == "never" or due(segment, schedule.every)
 
     def _scorer(self, **changes: Any) -> "RunScorer":
-        chosen = {name: self.choices[name] for name in fit.CHOICES} | changes
+        chosen = self._run.chosen(**changes)
         if not _is_mixed(chosen) and chosen["on_failure"] == "stop":
-            chosen["reference"] = None  # it is no part of the score, and costs time
-        return RunScorer(self.config, chosen, self.choices, self.model, self.tokenizer, self.prefix)
+            changes["reference"] = None  # it is no part of the score, and costs time
+        return RunScorer(self._run, self.model, self.prefix, changes)
 
     def _probes(self) -> list[str]:
         """Texts that the tokenizer makes tokens of; of others `Document` itself says that it can't count them."""
@@ -157,17 +152,20 @@ class AuditedRun:
 
 
 class RunScorer:
-    """Documents of token ids → nats, by a new module and Trainer each time, as `dynlight.fit` would have it."""
+    """Documents of token ids → nats, by a new module and Trainer each time, as `dynlight.fit` would have it.
 
-    def __init__(
-        self, config: Namespace, chosen: dict[str, Any], choices: Namespace, model: Any, tokenizer: Any, prefix: int
-    ) -> None:
-        self._config = config
-        self._chosen = chosen
-        self._choices = choices
+    Args:
+        run: that reads.
+        model: with its weights, of which each call takes a copy.
+        prefix: the token before a document's first.
+        changes: of the run's choices.
+    """
+
+    def __init__(self, run: Run, model: Any, prefix: int, changes: dict[str, Any]) -> None:
+        self._run = run
         self._model = model
-        self._tokenizer = tokenizer
         self._prefix = prefix
+        self._changes = changes
 
     def __call__(self, documents: list[Tokens]) -> list[list[float]]:
         collect = self.read([_document(i, tokens, self._prefix) for i, tokens in enumerate(documents)])
@@ -175,21 +173,14 @@ class RunScorer:
 
     def read(self, documents: list[Document]) -> "Collect":
         """Runs the Trainer over documents and returns what it committed."""
-        seed_everything(self._config.seed, verbose=False)
-        # Callbacks among the choices hold state; rules make it anew each time.
-        chosen = {name: value if name == "update" else copy.deepcopy(value) for name, value in self._chosen.items()}
-        module = DynamicEvaluation(copy.deepcopy(self._model), self._tokenizer, **chosen)
-        stream = copy.copy(self._choices.data)
-        stream.loaded = documents
-        stream.together = 1 if stream.together == "auto" else stream.together
         collect = Collect()
-        settings = fit.on_one_device(copy.deepcopy(self._choices.trainer))
         if any(len(document) for document in documents):
-            fit.silent_trainer(settings, [collect]).fit(module, stream)
+            module = self._run.module(copy.deepcopy(self._model), **self._changes)
+            self._run.read(module, documents, [collect])
         return collect
 
 
-class Collect(Callback):
+class Collect(Meter):
     """Keeps what each segment committed, by document."""
 
     def __init__(self) -> None:
@@ -197,25 +188,23 @@ class Collect(Callback):
         self.tokens: dict[int, Tokens] = {}
         self.bytes: dict[int, int] = {}
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: DynamicEvaluation, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (score := pl_module.score) is None:
+    def see(self, module: DynamicEvaluation, segment: Segment) -> None:
+        if (score := module.score) is None:
             return
         for row in score.rows:
-            index = batch.documents[row].index
-            self.nats.setdefault(index, []).extend(score.nats[row, batch.scored[row]].tolist())
-            self.tokens.setdefault(index, []).extend(batch.targets[row, batch.scored[row]].tolist())
-            self.bytes[index] = self.bytes.get(index, 0) + batch.bytes[row]
+            index, columns = segment.documents[row].index, segment.scored[row]
+            self.nats.setdefault(index, []).extend(score.nats[row, columns].tolist())
+            self.tokens.setdefault(index, []).extend(segment.targets[row, columns].tolist())
+            self.bytes[index] = self.bytes.get(index, 0) + segment.bytes[row]
 
 
 def make_scorer(arguments: Sequence[str]) -> Scorer:
     """The scorer of a run, made from nothing: what a fresh process does."""
-    fit.quiet()
+    quiet()
     return AuditedRun(arguments).scorer
 
 
-def _is_mixed(choices: Namespace | dict[str, Any]) -> bool:
+def _is_mixed(choices: Any) -> bool:
     """Whether a mixture predicts."""
     return choices["rates"] is not None or choices["mixture"] is not None
 

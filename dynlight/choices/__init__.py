@@ -1,0 +1,1 @@
+"""The choices that a run is made of: a file each."""

@@ -1,99 +1,20 @@
 """Context: what is scored next, and with what in view.
 
-A context cuts a document into segments. Token numbers count the document's own tokens from 0; the prefix (BOS, else
-EOS) is the input from which token 0 is predicted, so a forward that scores tokens `start … stop − 1` reads the inputs
-`start … stop − 1` of the sequence (prefix, token 0, token 1, …), and before them what the context adds:
-
 | context | reads again | carries over |
 |---|---|---|
 | `Overlapping(segment, window)` | the inputs before `start`, `window` in all | nothing |
 | `TransformerXL(segment, memory)` | nothing | keys and values of the last `memory` positions |
 
-A new context is a class with `segment`, `memory`, `context` and `check`.
+A new context is a subclass of `Context` (`documents/segments.py`) with `memory`, `context` and `check`.
 """
-
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
-from dynlight.errors import SettingError
+from dynlight.documents.segments import Context
+from dynlight.errors import SettingError, require_at_least
 
 # RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-
-
-class Cut(NamedTuple):
-    """Where one segment lies: it scores tokens `start … stop − 1` after reading `context` inputs again."""
-
-    index: int  # type: ignore[assignment] # a tuple's method, which nothing here calls
-    start: int
-    stop: int
-    context: int
-
-
-class Context(ABC):
-    """Cuts a document into segments of `segment` tokens; subclasses say what else a forward has in view."""
-
-    def __init__(self, segment: int) -> None:
-        _at_least("context.segment", 1, segment)
-        self.segment = segment
-
-    @property
-    def memory(self) -> int | None:
-        """Positions whose keys and values are carried over; None: nothing is carried and positions restart at 0."""
-        return None
-
-    def context(self, start: int, stop: int) -> int:
-        """Inputs read again before the segment `start … stop − 1`, in tokens."""
-        return 0
-
-    def cuts(self, tokens: int) -> Iterator[Cut]:
-        """The segments of a document of `tokens` tokens, in order; together they score each token exactly once."""
-        for index, start in enumerate(range(0, tokens, self.segment)):
-            stop = min(start + self.segment, tokens)
-            yield Cut(index, start, stop, self.context(start, stop))
-
-    @abstractmethod
-    def check(self, config: PretrainedConfig) -> None:
-        """Raises SettingError where a model of this configuration cannot be read with this context."""
-
-
-class Overlapping(Context):
-    """Each forward reads the last `window` inputs up to the end of the segment and scores the last `segment` of them.
-
-    Positions count from the window's start. The compute per scored token grows with `window / segment`; with
-    `window = segment` this is the rolling log-likelihood of disjoint windows.
-
-    Args:
-        segment: tokens scored (and learned from) together.
-        window: tokens in view: the segment and the context read again before it.
-
-    Raises:
-        SettingError: if `segment` is under 1 or `window` under `segment`.
-    """
-
-    def __init__(self, segment: int, window: int) -> None:
-        super().__init__(segment)
-        _at_least("context.window", segment, window, because=f" (context.segment is {segment})")
-        self.window = window
-
-    def context(self, start: int, stop: int) -> int:
-        return min(start, self.window - (stop - start))
-
-    def check(self, config: PretrainedConfig) -> None:
-        table = position_limit(config)
-        if table is not None and self.window > table:
-            raise SettingError(
-                "context.window",
-                f"be at most {table}, the positions this model was made for",
-                got=self.window,
-                advice="choose a smaller window",
-            )
-
-    def __str__(self) -> str:
-        return f"Overlapping(segment {self.segment}, window {self.window})"
 
 
 class TransformerXL(Context):
@@ -114,7 +35,7 @@ class TransformerXL(Context):
 
     def __init__(self, segment: int, memory: int) -> None:
         super().__init__(segment)
-        _at_least("context.memory", 0, memory)
+        require_at_least("context.memory", 0, memory)
         self._memory = memory
 
     @property
@@ -152,6 +73,42 @@ class TransformerXL(Context):
         return f"TransformerXL(segment {self.segment}, memory {self.memory})"
 
 
+class Overlapping(Context):
+    """Each forward reads the last `window` inputs up to the end of the segment and scores the last `segment` of them.
+
+    Positions count from the window's start. The compute per scored token grows with `window / segment`; with
+    `window = segment` this is the rolling log-likelihood of disjoint windows.
+
+    Args:
+        segment: tokens scored (and learned from) together.
+        window: tokens in view: the segment and the context read again before it.
+
+    Raises:
+        SettingError: if `segment` is under 1 or `window` under `segment`.
+    """
+
+    def __init__(self, segment: int, window: int) -> None:
+        super().__init__(segment)
+        require_at_least("context.window", segment, window, because=f" (context.segment is {segment})")
+        self.window = window
+
+    def context(self, start: int, stop: int) -> int:
+        return min(start, self.window - (stop - start))
+
+    def check(self, config: PretrainedConfig) -> None:
+        table = position_limit(config)
+        if table is not None and self.window > table:
+            raise SettingError(
+                "context.window",
+                f"be at most {table}, the positions this model was made for",
+                got=self.window,
+                advice="choose a smaller window",
+            )
+
+    def __str__(self) -> str:
+        return f"Overlapping(segment {self.segment}, window {self.window})"
+
+
 def position_limit(config: PretrainedConfig) -> int | None:
     """The number of positions the model was made for, or None where its configuration names none."""
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -167,8 +124,3 @@ def _rope_types(config: PretrainedConfig) -> set[str]:
     parameters = config.rope_parameters
     each = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
     return {one.get("rope_type", "default") for one in each}
-
-
-def _at_least(setting: str, least: int, got: int, because: str = "") -> None:
-    if isinstance(got, bool) or not isinstance(got, int) or got < least:
-        raise SettingError(setting, f"be at least {least}{because}", got=got)

@@ -17,18 +17,18 @@ from dynlight.errors import SettingError
 class Mixture:
     """Predicts each token with all experts, each weighted by how well it did on the tokens before, since the last reset.
 
-    Formula: p(x_t) = Σ_e w_t(e) p_e(x_t), with w_1(e) = 1/n and, by Bayes' rule followed by a share α of all weight that
+    Formula: p(x_t) = Σ_e w_t(e) p_e(x_t), with w_1(e) = 1/n and, by Bayes' rule followed by a part α of all weight that
     is dealt out anew, w_{t+1}(e) = (1 − α) w_t(e) p_e(x_t) / p(x_t) + α/n. With α = 0 it is plain Bayes, whose nats of a
     document are at most those of its best expert + ln n; with α above 0 ("fixed share") the best expert may change within
     the document, which costs about ln(n/α) nats a change and α nats a token. Sources: Herbster and Warmuth 1998, "Tracking
     the best expert"; Koolen and de Rooij 2013, "Universal codes from switching strategies".
 
-    It is a distribution over the vocabulary, as a mean of distributions by weights that don't depend on the token. An
-    expert that has failed is weighted 0 from there on, and n counts the others: where its nats are NaN (which the caller
-    makes sure depends on the tokens before alone) before the token, where it gave the token no chance at all after it.
+    It is a distribution over the vocabulary, as a mean of distributions by weights that don't depend on the token. A
+    failed expert has weight 0 from then on and is not counted in n. An expert whose nats are NaN fails before that token;
+    one that gave the token probability 0 fails after it. The caller guarantees that NaN depends on earlier tokens only.
 
     Args:
-        switching: α, the share of weight dealt out anew at each token.
+        switching: α, the part of all weight that is dealt out anew at each token.
 
     Raises:
         SettingError: if α is not at least 0 and under 1.

@@ -7,10 +7,13 @@ afterwards, whatever the rest is (a small update vanishes in bf16). A new choice
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -92,11 +95,7 @@ class LoRA(Parameters):
                     got=self.targets,
                     advice=f"choose all-linear or some of {', '.join(_linear_names(model))}",
                 ) from error
-        for module in model.modules():
-            if type(module) is lora.Linear:
-                module.__class__ = _AdaptedLinear
-                for narrow in (*module.lora_A.values(), *module.lora_B.values()):
-                    narrow.__class__ = _NarrowLinear
+        replace_modules(model, lambda module: AdaptedLinear(module) if type(module) is lora.Linear else None)
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
 
     def __str__(self) -> str:
@@ -104,30 +103,60 @@ class LoRA(Parameters):
         return f"LoRA(rank {self.rank}, alpha {self.alpha:g}, {targets})"
 
 
-class _AdaptedLinear(lora.Linear):  # type: ignore[misc] # untyped
+class AdaptedLinear(nn.Module):
     """PEFT's adapted linear map, with the one adapter there is, and scaled where it is narrow: y = W x + B (s A x).
 
     At each call PEFT's own looks for merged, mixed and variant adapters, which on short segments takes longer than the
-    adapter; and it scales the wide side.
+    adapter; and it scales the wide side. Weights and their names are PEFT's.
     """
+
+    def __init__(self, adapted: Any) -> None:
+        super().__init__()
+        self.base_layer = adapted.base_layer
+        self.lora_A = nn.ModuleDict({name: _NarrowLinear(narrow) for name, narrow in adapted.lora_A.items()})
+        self.lora_B = nn.ModuleDict({name: _NarrowLinear(narrow) for name, narrow in adapted.lora_B.items()})
+        self.scale = adapted.scaling["default"]
+        self._is_on = True
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switches the adapter on or off; PEFT's layers have the same method."""
+        self._is_on = enabled
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
-        if self._disable_adapters:
+        if not self._is_on:
             return y
         a, b = self.lora_A["default"], self.lora_B["default"]
-        return y + b(a(x.to(a.weight.dtype)) * self.scaling["default"]).to(y.dtype)
+        narrow: Tensor = a(x.to(a.weight.dtype))  # type: ignore[arg-type] # a parameter's type
+        return y + b(narrow * self.scale).to(y.dtype)
 
 
-class _NarrowLinear(nn.Linear):
+class _NarrowLinear(nn.Module):
     """A linear map whose gradient is added up in the same order for a document alone and for documents together.
 
     By `F.linear` it is not, where one side is as narrow as an adapter's; and rules such as Adam, which divide a gradient
     by its size however small, make a difference in the last bit grow.
     """
 
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("...i,oi->...o", x, self.weight)
+
+
+def adapters_of(model: nn.Module) -> list[AdaptedLinear | BaseTunerLayer]:
+    """The modules of a model that hold adapters, each of which can be switched by `enable_adapters`."""
+    return [module for module in model.modules() if isinstance(module, AdaptedLinear | BaseTunerLayer)]
+
+
+def replace_modules(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Puts another module in the place of each for which `new` makes one; weights that both hold stay shared."""
+    for name, module in list(model.named_modules()):
+        if (other := new(module)) is not None:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, other)
 
 
 class Matching(Parameters):
@@ -154,9 +183,9 @@ class Matching(Parameters):
         self.blocks = blocks
 
     def prepare(self, model: PreTrainedModel) -> None:
-        wanted = range(0)
+        wanted, of_block = range(0), _block_of_each_weight(model)
         if self.blocks is not None:
-            count = model.config.get_text_config().num_hidden_layers
+            count = len(blocks_of(model))
             first, last = (block + count if block < 0 else block for block in self.blocks)
             if not 0 <= first <= last < count:
                 raise SettingError(
@@ -166,7 +195,7 @@ class Matching(Parameters):
         names = [
             name
             for name, _ in model.named_parameters()
-            if self.names.search(name) and (self.blocks is None or _block(name) in wanted)
+            if self.names.search(name) and (self.blocks is None or of_block.get(name) in wanted)
         ]
         if not names:
             raise SettingError(
@@ -191,10 +220,23 @@ def _learn(model: nn.Module, names: list[str]) -> None:
             parameter.data = parameter.data.float()
 
 
-def _block(name: str) -> int | None:
-    """The block a parameter belongs to: the first number in its dotted name."""
-    number = next((part for part in name.split(".") if part.isdigit()), None)
-    return None if number is None else int(number)
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model in order, by name: the longest list of modules that lies in no other list."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = {name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    if not outer:
+        return {}
+    name, longest = max(outer.items(), key=lambda entry: len(entry[1]))
+    return {f"{name}.{number}": block for number, block in enumerate(longest)}
+
+
+def _block_of_each_weight(model: nn.Module) -> dict[str, int]:
+    """The number of the block that each weight of a block belongs to, by the weight's name."""
+    return {
+        f"{block}.{name}": number
+        for number, (block, module) in enumerate(blocks_of(model).items())
+        for name, _ in module.named_parameters()
+    }
 
 
 def _linear_names(model: nn.Module) -> list[str]:
@@ -202,4 +244,4 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 
 def _example_name(model: nn.Module) -> str:
-    return next((name for name, _ in model.named_parameters() if _block(name) is not None), "")
+    return next(iter(_block_of_each_weight(model)), "")

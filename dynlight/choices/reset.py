@@ -1,14 +1,12 @@
 """Reset: when what was learned is forgotten."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning.pytorch import Callback, Trainer
 
-from dynlight.documents.waves import Segment
+from dynlight.choices.learner import Learner
+from dynlight.documents.segments import Segment
 from dynlight.errors import SettingError
-
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
 
 
 class ResetWeights(Callback):
@@ -28,11 +26,14 @@ class ResetWeights(Callback):
             raise SettingError("reset.every", "be document or never", got=every)
         self.every = every
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
-    ) -> None:
-        if self.every == "document" and batch.is_first:
+    @property
+    def carries_over(self) -> bool:
+        """Whether what is learned from one document is carried on to the next."""
+        return self.every == "never"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, batch: Segment, batch_idx: int) -> None:
+        if batch.is_first and not self.carries_over:
             pl_module.reset(len(batch.documents))
 
     def __str__(self) -> str:
-        return "every document" if self.every == "document" else "never"
+        return "never" if self.carries_over else "every document"

@@ -1,15 +1,13 @@
 """Schedule: when the model learns. A new schedule is a pure rule behind one callback."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning.pytorch import Callback, Trainer
 
-from dynlight.documents.waves import Segment
+from dynlight.choices.learner import Learner
+from dynlight.documents.segments import Segment
 from dynlight.errors import SettingError
-
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
 
 Every = int | dict[int, int] | Literal["never"]
 
@@ -59,10 +57,8 @@ class UpdateFrequency(Callback):
         self.every = every
         self.passes = passes
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: "DynamicEvaluation", batch: Segment, batch_idx: int
-    ) -> None:
-        pl_module.passes = self.passes if due(batch.cut.index, self.every) else 0
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, batch: Segment, batch_idx: int) -> None:
+        pl_module.updates_due = self.passes if due(batch.cut.index, self.every) else 0
 
     def __str__(self) -> str:
         if self.every == "never":

@@ -1,36 +1,23 @@
 """Update: how the learned weights change. A new rule is a `torch.optim.Optimizer`; nothing else.
 
 Any class of `torch.optim` works that makes its step from one gradient; here is Krause's rule, which torch lacks, and
-what is checked and set of torch's optimizers.
+what is checked and set of any rule.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from dynlight.documents.document import DocumentStream
-from dynlight.documents.waves import segments, waves
-from dynlight.errors import SettingError
-from dynlight.learning.weights import InPlace, token_nats
-
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
+from dynlight.choices.known import known_subclasses
+from dynlight.errors import SettingError, require
 
 Update = Callable[[Iterable[Parameter]], Optimizer]
-
-# Rules that treat each weight by itself; others would couple the documents that are stacked in one tensor.
-_ELEMENTWISE = "ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSDynamic RMSprop Rprop SGD".split()
-
 
 # Rates to try where none is given, a decade a rule, and how many times higher they are for adapters: a rule that divides
 # the gradient by its size makes steps of its rate, and adapters need longer ones.
@@ -46,12 +33,12 @@ _USUAL_RATES = {
 _USUAL_WIDTH = 256
 
 
-def experts(
+def rules_of(
     update: Update | Sequence[Update] | None,
     rates: Sequence[float] | Callable[[Update], Sequence[float]],
     mixture: object | None,
 ) -> list[Update]:
-    """The rules that learn from each document, each by itself.
+    """The rules that learn from each document, each by itself and at its rate.
 
     Args:
         update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do, at their usual rates.
@@ -90,10 +77,12 @@ def usual_rates(update: Update, width: int, adapters: bool = False) -> list[floa
         adapters: whether adapters learn, rather than the model's own weights.
 
     Raises:
-        SettingError: if the rule is not elementwise.
+        SettingError: if none are known of the rule, or it is not elementwise.
     """
     name = type(new_optimizer(update, [Parameter(torch.zeros(1, 1))], "in a mixture")).__name__
-    ((rates, factor),) = (found for names, found in _USUAL_RATES.items() if name in names.split())
+    known = [entry for names, entry in _USUAL_RATES.items() if name in names.split()]
+    require(bool(known), "rates", f"be given for {name}, whose usual rates are not known", got="null")
+    ((rates, factor),) = known
     scale = min(1.0, _USUAL_WIDTH / width) * (factor if adapters else 1)
     return [float(f"{scale * rate:.2g}") for rate in rates]
 
@@ -110,31 +99,6 @@ def at_rate(update: Update, rate: float) -> Update:
     return make
 
 
-def make_optimizers(updates: Sequence[Update], module: "DynamicEvaluation") -> list[Optimizer]:
-    """The optimizer of each expert's weights, ready to step.
-
-    Raises:
-        SettingError: if a rule cannot learn from one gradient a step, or refuses these weights.
-    """
-    collected: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
-    optimizers = []
-    for update, weights in zip(updates, module.weights.experts, strict=False):  # static evaluation has no updates
-        optimizer = new_optimizer(update, weights)
-        if isinstance(optimizer, RMSDynamic):
-            corpus = repr(optimizer.statistics)
-            if corpus not in collected:
-                collected[corpus] = optimizer.statistics.load_or_collect(module)
-            optimizer.use_statistics(collected[corpus], module.weights.initial)
-        for group in optimizer.param_groups:
-            # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
-            if "fused" in group and group["fused"] is None and not group.get("foreach"):
-                group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
-            elif group.get("foreach", True) is None:
-                group["foreach"] = True
-        optimizers.append(optimizer)
-    return optimizers
-
-
 def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | None = None) -> Optimizer:
     """The rule applied to weights, which need no data.
 
@@ -149,9 +113,9 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | N
     """
     try:
         optimizer = update(weights)
+    except SettingError as error:
+        raise error.under("update") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, SettingError):
-            raise error.under("update") from error
         reason = str(error)
         if reason.startswith(negative := "Invalid learning rate: "):  # torch's words
             raise SettingError("update.lr", "be at least 0", got=reason.removeprefix(negative)) from error
@@ -168,12 +132,12 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | N
             got=type(optimizer).__name__,
             advice="choose SGD, Adam, AdamW, RMSprop or RMSDynamic",
         )
-    if stacked and type(optimizer).__name__ not in _ELEMENTWISE:
+    if stacked and not is_elementwise(update):
         raise SettingError(
             "update.class_path",
             f"be a rule that treats each weight by itself {stacked}",
             got=type(optimizer).__name__,
-            advice=f"choose one of {', '.join(_ELEMENTWISE)}, or data.together: 1 and one rate",
+            advice=f"choose one of {', '.join(elementwise_rules())}, or data.together: 1 and one rate",
         )
     if not math.isfinite(rate := optimizer.defaults.get("lr", 0.0)):
         raise SettingError("update.lr", "be finite", got=rate)
@@ -182,15 +146,47 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | N
     return optimizer
 
 
-def is_elementwise(update: Update, model: nn.Module) -> bool:
-    """Whether the rule treats each weight by itself, so that documents can be stacked."""
-    learned = list(_learned(model).values())
-    return type(new_optimizer(update, learned)).__name__ in _ELEMENTWISE
+def is_elementwise(update: Update) -> bool:
+    """Whether the rule treats each weight by itself, found by trial: rows stepped together end as each stepped alone.
+
+    Rows of very different gradients lie in front of a matrix, as those of documents do; alone each is a vector, so that a
+    rule that looks at a norm, at rows and columns or at the shape is noticed.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 3, 4, generator=draw, dtype=torch.float64)
+    sizes = torch.tensor([1e-2, 1e2], dtype=torch.float64).view(2, 1, 1)
+    gradients = [torch.randn(2, 3, 4, generator=draw, dtype=torch.float64) * sizes for _ in range(3)]
+    try:
+        together = _stepped(update, weights, gradients)
+        alone = [
+            _stepped(update, weights[row].flatten(), [each[row].flatten() for each in gradients]) for row in (0, 1)
+        ]
+    except (ValueError, TypeError, RuntimeError):  # a rule for matrices, say
+        return False
+    return torch.allclose(together.view(2, -1), torch.stack(alone), rtol=1e-9, atol=1e-12)
+
+
+def _stepped(update: Update, weights: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """What a rule makes of weights by these gradients."""
+    learned = Parameter(weights.clone())
+    optimizer = update([learned])
+    if isinstance(optimizer, NeedsStatistics):
+        optimizer.use_statistics([torch.ones_like(weights)])
+    for gradient in gradients:
+        learned.grad = gradient.clone()
+        optimizer.step()
+    return learned.detach()
+
+
+def elementwise_rules() -> list[str]:
+    """The names of all rules, torch's and others, that treat each weight by itself."""
+    of_torch = [rule for rule in vars(torch.optim).values() if isinstance(rule, type) and issubclass(rule, Optimizer)]
+    return sorted(rule.__name__ for rule in [*of_torch, *known_subclasses(Optimizer)] if is_elementwise(rule))
 
 
 @dataclass
 class GradientStatistics:
-    """The root mean square of each weight's gradient over segments of a corpus, under the unlearned weights.
+    """The root mean square of each weight's gradient over segments of a corpus, under the initial weights.
 
     Formula: MS = √(mean over segments of g²), g the gradient of a segment's mean nats. Documents are read with the
     run's own context.
@@ -205,99 +201,19 @@ class GradientStatistics:
     segments: int = 256
     file: str | None = None
 
-    def check(self, model: nn.Module) -> None:
-        """Raises SettingError where there are neither statistics of this model nor settings to collect them by."""
-        if self.segments < 1:
-            raise SettingError("update.statistics.segments", "be at least 1", got=self.segments)
-        if self.file is not None and Path(self.file).exists():
-            self._check_file(self.file, _learned(model))
-        elif self.data is None:
-            missing = f"{self.file} (no such file)" if self.file else "not given"
-            raise SettingError(
-                "update.statistics.data",
-                "name a corpus to collect gradient statistics from",
-                got=f"none, and update.statistics.file is {missing}",
-            )
-        else:
-            self._stream()
 
-    def load_or_collect(self, module: "DynamicEvaluation") -> list[Tensor]:
-        """MS of each learned weight, from `file` if it exists, else collected (and saved)."""
-        self.check(module.model)
-        learned = _learned(module.model)
-        if self.file is not None and Path(self.file).exists():
-            saved = load_file(self.file)
-            return [saved[name].to(weight.device) for name, weight in learned.items()]
-        statistics = self.collect(module)
-        if self.file is not None:
-            Path(self.file).parent.mkdir(parents=True, exist_ok=True)
-            draft = f"{self.file}.{os.getpid()}"  # another process may be about to read it
-            save_file({name: value.cpu() for name, value in zip(learned, statistics, strict=True)}, draft)
-            os.replace(draft, self.file)
-        return statistics
+@runtime_checkable
+class NeedsStatistics(Protocol):
+    """A rule that must know, before its first step, how large gradients usually are."""
 
-    def collect(self, module: "DynamicEvaluation") -> list[Tensor]:
-        """MS of each learned weight, read off the corpus now."""
-        weights = InPlace(
-            module.model, module.context
-        )  # the corpus is read document by document, whatever the run does
-        learned = weights.learned
-        sums = [torch.zeros_like(weight) for weight in learned]
-        count = 0
-        stream = self._stream()
-        try:
-            documents = stream.load(module.tokenizer)
-        except SettingError as error:
-            raise error.under("update.statistics") from error
-        for wave in waves(documents, module.context):
-            memory = None
-            for segment in segments(wave, module.context):
-                segment = segment.to(module.device)
-                logits, memory = weights.read(segment, memory)
-                gradients = torch.autograd.grad(token_nats(logits, segment.targets).mean(), learned, allow_unused=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total.addcmul_(gradient, gradient)
-                count += 1
-                if count == self.segments:
-                    return [(total / count).sqrt_() for total in sums]
-        if count == 0:
-            raise SettingError("update.statistics.data", "hold at least one token", got="none")
-        return [(total / count).sqrt_() for total in sums]
+    statistics: GradientStatistics  # where they come from
 
-    def _stream(self) -> DocumentStream:
-        try:
-            return DocumentStream(**(self.data or {}))
-        except TypeError as error:
-            reason = str(error).partition("() ")[2]
-            raise SettingError(
-                "update.statistics.data", "hold settings as data does", got=f"{self.data}: {reason}"
-            ) from error
-        except SettingError as error:
-            raise error.under("update.statistics") from error
-
-    @staticmethod
-    def _check_file(file: str, learned: dict[str, Parameter]) -> None:
-        try:
-            with safe_open(file, "pt") as saved:
-                shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise SettingError("update.statistics.file", "be gradient statistics", got=f"{file} ({error})") from error
-        if shapes != {name: list(weight.shape) for name, weight in learned.items()}:
-            raise SettingError(
-                "update.statistics.file",
-                f"hold the statistics of the {len(learned)} learned weights of this model",
-                got=f"{file} with others",
-                advice="delete it to collect them anew",
-            )
-
-
-def _learned(model: nn.Module) -> dict[str, Parameter]:
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    def use_statistics(self, mean_squares: Sequence[Tensor], initial: Sequence[Tensor] | None = None) -> None:
+        """Sets MS and θ0, a tensor each for every weight, in the order of the parameters; None: θ0 is as weights are now."""
 
 
 class RMSDynamic(Optimizer):
-    """Krause's rule: gradients scaled by their usual size, and a pull back to the unlearned weights.
+    """Krause's rule: gradients scaled by their usual size, and a pull back to the initial weights.
 
     Formula: Δθ = λ · min(MS / mean(MS), 1/λ) · (θ0 − θ) − η · g / (MS + ε), with η `lr`, λ `decay`, ε `epsilon`, and MS
     the statistics of `GradientStatistics`; mean(MS) is the mean over weight tensors of each tensor's mean. With λ = 0
@@ -341,8 +257,8 @@ class RMSDynamic(Optimizer):
         mean = torch.stack([value.mean() for value in mean_squares]).mean()
         weights = [weight for group in self.param_groups for weight in group["params"]]
         initial = [weight.detach().clone() for weight in weights] if initial is None else initial
-        for weight, value, unlearned in zip(weights, mean_squares, initial, strict=True):
-            self.state[weight] = {"initial": unlearned, "mean_square": value, "relative": value / mean}
+        for weight, value, first in zip(weights, mean_squares, initial, strict=True):
+            self.state[weight] = {"initial": first, "mean_square": value, "relative": value / mean}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

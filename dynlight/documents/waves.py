@@ -18,65 +18,16 @@ neither the shapes it is read in nor its FLOPs. Where documents are read one at 
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dynlight.choices.context import Context, Cut
-
-if TYPE_CHECKING:
-    from dynlight.documents.document import Document
-
-Wave = tuple["Document", ...]
-NOT_SCORED = -100  # in the place of a target: torch's cross-entropy makes 0 nats of it, and no gradient
+from dynlight.documents.document import Document
+from dynlight.documents.segments import NOT_SCORED, Context, Cut, Segment, Wave, empty_segment
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One segment of those documents of a wave that have not ended before it.
-
-    Shapes: D documents, C context tokens, S columns, of which each document scores its own.
-    """
-
-    documents: Wave
-    cut: Cut  # of the columns: a document that ends among them scores fewer
-    inputs: Tensor  # int64 [D, C + S], what the forward reads
-    targets: Tensor  # int64 [D, S], the tokens scored, else NOT_SCORED
-    scored: tuple[slice, ...]  # of each document, its columns among these
-    bytes: tuple[int, ...]  # UTF-8 bytes that the scored tokens of each document stand for
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the first forward of its wave."""
-        return self.cut.index == 0
-
-    @property
-    def finished(self) -> Wave:
-        """The documents that end here."""
-        return tuple(document for document in self.documents if len(document) <= self.cut.stop)
-
-    @property
-    def tokens(self) -> list[int]:
-        """How many tokens of each document are scored."""
-        return [columns.stop - columns.start for columns in self.scored]
-
-    def begin(self, columns: int) -> "Segment":
-        """The same segment up to its first `columns` columns; all that is said of its documents is of the whole."""
-        cut = self.cut._replace(stop=self.cut.start + columns)
-        return replace(self, cut=cut, inputs=self.inputs[:, : cut.context + columns], targets=self.targets[:, :columns])
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
-        """The same segment with its tensors on `device`; Lightning calls this."""
-        if self.inputs.device == device:
-            return self
-        inputs = self.inputs.to(device, non_blocking=non_blocking)
-        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=non_blocking))
-
-
-def waves(documents: Sequence["Document"], context: Context, together: int = 1) -> list[Wave]:
+def waves(documents: Sequence[Document], context: Context, together: int = 1) -> list[Wave]:
     """Documents in waves of `together` of like length, longest first; one at a time they keep their given order.
 
     Documents without tokens have nothing to score and are in no wave.
@@ -89,12 +40,12 @@ def waves(documents: Sequence["Document"], context: Context, together: int = 1) 
     return [tuple(group[i : i + together]) for group in alike for i in range(0, len(group), together)]
 
 
-def _filled(document: "Document", context: Context) -> int:
+def _filled(document: Document, context: Context) -> int:
     """The columns to which each of a document's segments is filled."""
     return min(context.segment, 1 << (len(document) - 1).bit_length())
 
 
-def deal(documents: Sequence["Document"], ranks: int) -> list[list["Document"]]:
+def deal(documents: Sequence[Document], ranks: int) -> list[list[Document]]:
     """The documents of each of `ranks` processes, in their given order, so that the longest share is hardly over the mean.
 
     The longest document not dealt yet goes to the share with the fewest tokens. Then, while the longest share is more
@@ -111,7 +62,7 @@ def deal(documents: Sequence["Document"], ranks: int) -> list[list["Document"]]:
     return [sorted(share, key=lambda document: document.index) for share in shares]
 
 
-def _shorten_longest(shares: list[list["Document"]]) -> bool:
+def _shorten_longest(shares: list[list[Document]]) -> bool:
     """Makes the exchange that levels the longest share best; False where none is needed or helps."""
     tokens = [sum(map(len, share)) for share in shares]
     most = max(tokens)
@@ -202,15 +153,9 @@ class SegmentStream:
             yield from segments(wave, self.context, skip, self.fills)
             skip = max(0, skip - count_segments([wave], self.context)) if skip else 0
         for _ in range(self.rounds - count_segments(self.waves, self.context) if self.rounds else 0):
-            yield _empty_segment()
+            yield empty_segment()
 
 
 def count_segments(waves: Sequence[Wave], context: Context) -> int:
     """Segments of waves."""
     return sum(-(-len(wave[0]) // context.segment) for wave in waves)
-
-
-def _empty_segment() -> Segment:
-    """A segment without documents, with which nothing begins and nothing ends."""
-    nothing = torch.empty(0, 0, dtype=torch.int64)
-    return Segment((), Cut(1, 0, 0, 0), inputs=nothing, targets=nothing, scored=(), bytes=())

@@ -1,0 +1,1 @@
+"""Score, commit, learn: the method, and where its learned weights live."""

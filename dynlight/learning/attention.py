@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from dynlight.learning.mapped import is_mapped
 
 FOLDED = "dynlight_folded"
 
@@ -29,7 +31,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is saved: the rule under vmap is made of operators that know their own gradients."""
+        """No tensors are saved: the vmap rule uses only differentiable operators of torch, so autograd derives the gradient."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, is_causal: bool, scale: float) -> Any:
@@ -58,10 +60,9 @@ def folded_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     causal = attention_mask is None and query.shape[2] > 1 and (is_causal is None or is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mapped = torch._C._are_functorch_transforms_active()  # as autograd.Function itself asks
-    attend = _Folded.apply if mapped else _Folded.forward
+    attend = _Folded.apply if is_mapped() else _Folded.forward
     return attend(query, key, value, attention_mask, causal, scale).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(FOLDED, folded_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(FOLDED, sdpa_mask)
+AttentionInterface.register(FOLDED, folded_attention)
+AttentionMaskInterface.register(FOLDED, sdpa_mask)

@@ -4,11 +4,13 @@
 transposed in memory. Where it meets the weight it is copied, all of it, which for short segments is a quarter of the time.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from dynlight.learning.mapped import is_mapped
 
 
 class StackedLinear(nn.Linear):
@@ -17,8 +19,15 @@ class StackedLinear(nn.Linear):
     Shapes: x [..., I], W [O, I], b [O] → y [..., O].
     """
 
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """The same linear map, with the same weights."""
+        stacked = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        stacked.weight, stacked.bias = linear.weight, linear.bias
+        return stacked
+
     def forward(self, x: Tensor) -> Tensor:
-        if not torch._C._are_functorch_transforms_active():  # as autograd.Function itself asks
+        if not is_mapped():
             return super().forward(x)
         y: Tensor = _Mapped.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
@@ -35,7 +44,7 @@ class _Mapped(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is saved: the rule under vmap is made of operators that know their own gradients."""
+        """No tensors are saved: the vmap rule uses only differentiable operators of torch, so autograd derives the gradient."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor) -> Any:

@@ -1,0 +1,1 @@
+"""How a base model is made."""

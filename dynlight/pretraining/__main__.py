@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer, seed_everything
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dynlight.errors import SettingError, require
-from dynlight.learning.module import warn_of_imitated_bf16
+from dynlight.learning.checks import warn_of_imitated_bf16
 from dynlight.pretraining.card import model_card
 from dynlight.pretraining.learning import Pretraining, TimedCheckpoint
 from dynlight.pretraining.windows import TextWindows, read_texts, train_tokenizer

@@ -2,36 +2,34 @@
 
 What an unfinished run has beside its rows lies in `unfinished/`, which a finished one no longer has:
 
-    origin.sealed            what the run is made of, so that a change is noticed (`resume.py`)
+    origin.sealed            what the run is made of, so that a change is noticed (`origin.py`)
     rank0-000000000123.sealed    after 123 segments, of the first process; the last two are kept
 """
 
 import random
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
-from dynlight.documents.waves import Segment
+from dynlight.documents.segments import Segment
 from dynlight.durable import sync_to_disk
-from dynlight.errors import SettingError
+from dynlight.errors import require
+from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.board import ProcessFailedError
-from dynlight.learning.processes.strategies import is_sharded, learns_in_step
+from dynlight.learning.stream import stream_of
+from dynlight.recording.meter import Meter
+from dynlight.recording.origin import UNFINISHED, Origin
 from dynlight.recording.receipt import Receipt
-from dynlight.recording.resume import UNFINISHED, Origin, Start, checkpoints
+from dynlight.recording.resume import Start, checkpoints
 from dynlight.recording.sealed import seal
+from dynlight.recording.signals import Interrupted, Signals
 
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
-
-_STOP = (signal.SIGTERM, signal.SIGINT)
 KEPT = 2  # the newest, and one in case it is damaged
 
 
@@ -49,126 +47,87 @@ class CheckpointPeriod:
     minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.minutes is None or not self.minutes > 0:  # the parser lets null pass
-            got = "null" if self.minutes is None else self.minutes
-            raise SettingError("checkpoint.minutes", "be above 0", got=got, advice="choose checkpoint: null for none")
+        got = "null" if self.minutes is None else self.minutes  # the parser lets null pass
+        require(
+            self.minutes is not None and self.minutes > 0,
+            "checkpoint.minutes",
+            "be above 0",
+            got=got,
+            advice="choose checkpoint: null for none",
+        )
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
-    """A signal told the run to stop."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
-
-
-class Signals:
-    """SIGTERM and SIGINT as `Interrupted`: at once, or while segments are read after the present one.
-
-    A second one stops at once whatever is going on, as the checkpoint before it is as good.
-    """
-
-    def __init__(self) -> None:
-        self.waits = False
-        self.received: int | None = None
-
-    def __enter__(self) -> Self:
-        self._before = {signum: signal.getsignal(signum) for signum in _STOP}
-        self.listen()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in self._before.items():
-                signal.signal(signum, handler)
-
-    def listen(self) -> None:
-        """Takes the signals over; only a process's main thread may."""
-        if threading.current_thread() is threading.main_thread():
-            for signum in _STOP:
-                signal.signal(signum, self._receive)
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        is_second, self.received = self.received is not None, signum
-        if is_second or not self.waits:
-            raise Interrupted(signum)
-
-
-class Checkpoint(Callback):
+class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the Trainer calls after all others
     """Writes checkpoints, and puts a run that goes on where it was.
 
     What each part of the run has to remember it says itself: the module in `progress_state`, callbacks in `state_dict`.
 
     Args:
         folder: the run's.
-        origin: what the run is made of.
         receipt: who knows the hashes of the model.
         period: how often; None: never, not even when the run is told to stop.
         signals: what tells it to stop.
     """
 
-    is_record = True  # so that one process of those that read the same has it
-
-    def __init__(
-        self, folder: Path, origin: Origin, receipt: Receipt, period: CheckpointPeriod | None, signals: Signals
-    ) -> None:
+    def __init__(self, folder: Path, receipt: Receipt, period: CheckpointPeriod | None, signals: Signals) -> None:
         self.folder = folder / UNFINISHED
-        self.start: Start | None = None  # where the run goes on; None: at its beginning
-        self._origin = origin
         self._receipt = receipt
         self._seconds = None if period is None else 60 * period.minutes
         self._signals = signals
+        self._start: Start | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        # Last of all, so that what it saves is complete. A new list: Lightning is going through this one.
-        trainer.callbacks = [*(each for each in trainer.callbacks if each is not self), self]  # type: ignore[attr-defined]
-        self._others = {each.state_key: each for each in trainer.callbacks if each is not self}  # type: ignore[attr-defined]
-        self._rank = trainer.global_rank
-        self._origin.together = trainer.datamodule.together  # type: ignore[attr-defined] # a number by now
-        self._segments = trainer.datamodule.skip  # type: ignore[attr-defined]
-        self._finished = set() if self.start is None else self.start.finished
-        if learns_in_step(trainer) or is_sharded(trainer):
-            self._seconds = None  # of what all processes learn, checkpoints would have to be of the same moment
+    def prepare(self, origin: Origin, start: Start | None = None) -> None:
+        """Says, before the run, what it is made of, and where it goes on (None: at its beginning)."""
+        self._origin, self._start = origin, start
+
+    def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
+        stream = stream_of(trainer)
+        self._others = {each.state_key: each for each in _callbacks(trainer) if each is not self}
+        self._rank = module.processes.rank
+        self._segments = stream.position.skip
+        self._finished = set(self._start.finished) if self._start is not None else set()
+        self._is_kept = self._seconds is not None and module.processes.may_checkpoint
         self._saved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._origin.check_hashes(self.folder.parent, self._receipt.contents["hashes"])
+        hashes = self._receipt.contents["hashes"]
+        self._origin.check_hashes(self.folder.parent, hashes)
+        self._origin = self._origin.begun(int(stream.together), hashes)
         if self._rank == 0:
             self._origin.write(self.folder)
         self._signals.listen()  # after Lightning, which takes them at the start
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         # Here all others have begun as ever, and nothing was read yet.
-        if self.start is not None:
-            self._go_on(self.start, trainer, pl_module)
-        self._signals.waits = self._seconds is not None
+        if self.is_on and self._start is not None:
+            self._go_on(self._start, trainer, pl_module)
+        self._signals.waits = self.is_on and self._is_kept
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
-    ) -> None:
+    def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         self._segments += 1
-        self._finished.update(document.index for document in batch.finished)
+        self._finished.update(document.index for document in segment.finished)
         stops = self._signals.received
-        if self._seconds is not None and (stops is not None or time.monotonic() - self._saved >= self._seconds):
-            self.save(pl_module)
+        is_due = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
+        if self._is_kept and (stops is not None or is_due):
+            self.save(module)
         if stops is not None:
             raise Interrupted(stops)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         self._signals.waits = False  # all is read; what follows can be done again
 
-    def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
+    def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
         # Another process was stopped, or failed: this one has just come to a segment that it hasn't read.
         if isinstance(exception, ProcessFailedError) and self._signals.waits:
-            self.save(pl_module)
+            self.save(module)
 
-    def save(self, pl_module: "DynamicEvaluation") -> None:
+    def save(self, module: DynamicEvaluation) -> None:
         """Writes down where the run is."""
         others = {key: state for key, each in self._others.items() if (state := each.state_dict())}
         state = {
             "stream": self._origin.stream,
             "segments": self._segments,
             "finished": sorted(self._finished),
-            "module": pl_module.progress_state(),
+            "module": module.progress_state(),
             "callbacks": others,
             "random": _random_state(),
         }
@@ -178,18 +137,24 @@ class Checkpoint(Callback):
         sync_to_disk(self.folder)
         self._saved = time.monotonic()
 
-    def _go_on(self, start: Start, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+    def _go_on(self, start: Start, trainer: Trainer, module: DynamicEvaluation) -> None:
         start.drop_rows()
         for path in checkpoints(self.folder, self._rank):
             if path not in start.usable:
                 path.unlink()
         if start.state is None:
-            start.recount(trainer, pl_module, self._others.values())
+            meters = [each for each in self._others.values() if isinstance(each, Meter)]
+            start.recount(stream_of(trainer).loaded, module, meters)
             return
-        pl_module.load_progress_state(start.state["module"])
+        module.load_progress_state(start.state["module"])
         for key, state in start.state["callbacks"].items():
             self._others[key].load_state_dict(state)
         _set_random_state(start.state["random"])
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 def _random_state() -> dict[str, Any]:

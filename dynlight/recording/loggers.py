@@ -1,12 +1,10 @@
-"""Dashboard: what loggers are told of a run, each point once however often it is cut short; and all that is W&B's.
+"""Loggers: what they are told of a run, each point once however often it is cut short; and all that is W&B's.
 
 wandb itself is imported only where it is used: that takes a second.
 """
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,18 +13,18 @@ from typing import IO, Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dynlight.durable import sync_to_disk
+from dynlight.durable import sync_to_disk, write_text
 from dynlight.errors import SettingError
 from dynlight.recording.report.tables import documents_table
 
 
-def place(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
+def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
     """Sets up the loggers in a trainer's settings: where W&B writes, and as which version a run that goes on does so.
 
     Args:
         trainer: the settings; W&B keeps its files in the run's folder unless they say otherwise.
         folder: the run's.
-        versions: what `begin` returned when the run began.
+        versions: what `open_loggers` returned when the run began.
         resumes: whether the run goes on.
     """
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
@@ -43,7 +41,7 @@ def place(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], r
                 logger.init_args.purge_step = 0  # it is told all points again, and hides what it was told before
 
 
-def begin(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
+def open_loggers(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
     """Opens the run of each logger, and gives W&B the run's configuration.
 
     Where no account is set up, W&B keeps the run on disk and asks for nothing.
@@ -60,12 +58,12 @@ def begin(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]
         for logger in loggers:
             if isinstance(logger, CSVLogger):
                 _ = logger.experiment
-    _begin_wandb(_wandb_loggers(loggers), settings)
+    _open_wandb(_wandb_loggers(loggers), settings)
     versions = ((type(logger).__name__, logger.version) for logger in loggers)
     return [[name, version if isinstance(version, int | str) else None] for name, version in versions]
 
 
-def _begin_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
+def _open_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
     if not ours:
         return
     import wandb
@@ -89,7 +87,7 @@ def _begin_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
             print(f"W&B     {run.url}")
 
 
-def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
+def close_loggers(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
     """Sends the end of a run: its totals, the table of documents, and the report with its pictures."""
     for logger in _wandb_loggers(loggers):
         import wandb
@@ -107,12 +105,29 @@ def finish(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> 
             print(f"W&B     {place}\n        offline: `wandb leet` shows it, `wandb sync` uploads it")
 
 
+def define_series(loggers: Iterable[Logger], axes: Iterable[str], series: Iterable[str], costs: Iterable[str]) -> None:
+    """Has W&B draw each series over each axis, and costs over the tokens read, without a setting."""
+    for logger in _wandb_loggers(loggers):
+        run = logger.experiment
+        for axis in axes:
+            run.define_metric(axis, hidden=True)
+            for name in series:
+                once = None if axis == "tokens" else "none"  # in the run's summary
+                run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=once)
+        for name in costs:
+            run.define_metric(name, step_metric="tokens")
+
+
 class Points:
     """The points of a run's series, which loggers are told once each, however often the run is cut short.
 
-    W&B never goes back, and all lose the last points of a killed process. So they are kept as lines of a file until the
-    run ends. A run that goes on tells W&B those that it hasn't got, and none that it has; CSVLogger and TensorBoardLogger,
-    which begin anew, it tells all; and loggers of other kinds, of which nothing is known, those after its checkpoint.
+    Points are kept as lines of a file until the run ends, each before loggers are told. A run that goes on tells
+
+    | logger | which points |
+    |---|---|
+    | W&B, which never goes back | those that it was not told |
+    | CSV, TensorBoard, which begin anew | all |
+    | any other, of which nothing is known | those after the checkpoint |
 
     Args:
         loggers: of the run.
@@ -122,10 +137,12 @@ class Points:
 
     def __init__(self, loggers: Iterable[Logger], file: Path | None, resumes: bool = False) -> None:
         self.count = 0
-        self._loggers = [(logger, _points_held(logger) if resumes else 0) for logger in loggers]
         self._lines: IO[bytes] | None = None
         self._file = file
         self._resumes = resumes
+        loggers = list(loggers)
+        told = _told_before(file) if resumes and loggers and file is not None else 0
+        self._loggers = [(logger, _points_held(logger, told) if resumes else 0) for logger in loggers]
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
@@ -171,7 +188,7 @@ class Points:
 
 
 def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:
-    axes, series, costs, weights = (point[part] for part in ("axes", "series", "costs", "weights"))
+    axes, series, costs, weights = (point[group] for group in ("axes", "series", "costs", "weights"))
     if not isinstance(logger, WandbLogger):
         logger.log_metrics(axes | series | costs | weights, step)
         return
@@ -183,26 +200,28 @@ def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes
         logger.log_metrics(axes | drawn | weights)
 
 
-def _points_held(logger: Logger) -> int | None:
-    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known."""
+def _points_held(logger: Logger, told: int) -> int | None:
+    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known.
+
+    Args:
+        logger: of the run.
+        told: how many points all loggers were told before.
+    """
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        return 0
     if not isinstance(logger, WandbLogger):
-        return 0 if isinstance(logger, CSVLogger | TensorBoardLogger) else None
+        return None
     run = logger.experiment
-    if not run.offline:
-        return run.step
-    folder = Path(run.dir).parent
-    steps = [-1]
-    for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):
-        if earlier != folder:
-            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(earlier)]
-            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-            steps += [_step(json.loads(line)) for line in found.splitlines()]
-    return max(steps) + 1
+    return told if run.offline else run.step
 
 
-def _step(record: dict[str, Any]) -> int:
-    item = record.get("history", {}).get("item", {})
-    return item["_step"] if "tokens" in item else -1
+def _told_before(file: Path) -> int:
+    """How many points loggers were told by earlier parts of a run; they may be more than there are lines now."""
+    most = file.with_name("points.told")
+    lines = file.read_bytes().count(b"\n") if file.exists() else 0
+    told = max(lines, int(most.read_text()) if most.exists() else 0)
+    write_text(most, str(told))
+    return told
 
 
 def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbLogger]:

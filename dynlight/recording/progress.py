@@ -4,22 +4,21 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from dynlight.documents.waves import Segment
-from dynlight.learning.processes.strategies import board_of
+from dynlight.documents.segments import Segment
+from dynlight.learning.finished import Finished
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.learning.stream import stream_of
+from dynlight.recording.meter import Meter
 from dynlight.recording.report.ratios import bits_per_byte
 from dynlight.recording.report.text import number
 
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
-    from dynlight.recording.resume import Kept
 
-
-class DocumentProgress(ProgressBar):
+class DocumentProgress(Meter, ProgressBar):
     """Shows documents done, tokens per second, running bits per byte (static → adapted), and the time left.
 
     On a terminal it is one line that is written again, no wider than the terminal; elsewhere a line every ten seconds,
@@ -28,8 +27,6 @@ class DocumentProgress(ProgressBar):
     Args:
         seconds: the least time between two refreshes on a terminal.
     """
-
-    is_record = True  # so that one process of those that read the same has it
 
     def __init__(self, seconds: float = 0.2) -> None:
         super().__init__()
@@ -44,45 +41,44 @@ class DocumentProgress(ProgressBar):
         """Shows the line again."""
         self._enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
-        documents = trainer.datamodule.loaded  # type: ignore[attr-defined]
-        self._board = board_of(trainer)
+    def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
+        documents = stream_of(trainer).loaded
+        self._board = module.processes.board
         self._documents = len(documents)
         self._empty = sum(len(document) == 0 for document in documents)
         self._tokens = sum(len(document) for document in documents)
-        self._read = self._finished = 0  # by this process
+        self._read = self._finished = 0  # by this process, documents that failed included
         self._is_done = False
         self._is_terminal = sys.stderr.isatty()
         self._began = self._shown = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: "DynamicEvaluation", outputs: Any, batch: Segment, batch_idx: int
-    ) -> None:
-        self._read += sum(batch.tokens)
-        self._finished += len(batch.finished)
-        self._show_now_and_then(pl_module)
+    def see(self, module: DynamicEvaluation, segment: Segment) -> None:
+        self._read += sum(segment.tokens)
+        self._finished += len(segment.finished)
+        self._show_now_and_then(module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: "DynamicEvaluation") -> None:
+    def end(self, trainer: Trainer, module: DynamicEvaluation) -> None:
         self._is_done = True
-        while self._counts(pl_module)[-1] < self._board.ranks and self._board.rank == 0:
+        while self._counts(module)[-1] < self._board.ranks and self._board.rank == 0:
             self._board.look()
-            self._show_now_and_then(pl_module)
+            self._show_now_and_then(module)
             time.sleep(0.05)
-        self._show(pl_module, end="\n")
+        self._show(module, end="\n")
 
-    def on_exception(self, trainer: Trainer, pl_module: "DynamicEvaluation", exception: BaseException) -> None:
-        if self._enabled and getattr(self, "_is_terminal", False):
+    def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
+        if self._enabled and self._is_terminal:
             print(file=sys.stderr)  # what comes next begins on a line of its own
 
-    def _show_now_and_then(self, pl_module: "DynamicEvaluation") -> None:
+    def _show_now_and_then(self, module: DynamicEvaluation) -> None:
         now = time.perf_counter()
         if now - self._shown >= (self._seconds if self._is_terminal else 10):
             self._shown = now
-            self._show(pl_module)
+            self._show(module)
 
-    def _counts(self, pl_module: "DynamicEvaluation") -> list[float]:
+    def _counts(self, module: DynamicEvaluation) -> list[float]:
         """Of all processes: tokens read, documents finished; nats and bytes, and those of the reference; how many are done."""
-        sums = [float(each) for metric in (pl_module.adapted, pl_module.static) for each in (metric.nats, metric.bytes)]
+        read, has_static = module.totals.read, module.reference is not None
+        sums = [read.nats, read.bytes, read.static_nats, read.bytes * has_static]
         mine = [self._read, self._finished, *sums, self._is_done]
         return self._board.total("progress", mine, at_once=self._is_done)
 
@@ -94,13 +90,12 @@ class DocumentProgress(ProgressBar):
         self._read, self._finished = state_dict["read"], state_dict["finished"]
         self._began = time.perf_counter() - state_dict["seconds"]
 
-    def recount(self, kept: Sequence["Kept"]) -> None:
-        """Counts the documents that are kept from before."""
-        self._read = sum(len(each.document) for each in kept)
-        self._finished += len(kept)
+    def recount(self, finished: Sequence[Finished]) -> None:
+        self._read = sum(len(each.document) for each in finished)
+        self._finished += len(finished)
 
-    def _show(self, pl_module: "DynamicEvaluation", end: str = "") -> None:
-        counts = self._counts(pl_module)
+    def _show(self, module: DynamicEvaluation, end: str = "") -> None:
+        counts = self._counts(module)
         if not self._enabled:
             return
         width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 119
@@ -117,17 +112,17 @@ class DocumentProgress(ProgressBar):
         left = seconds * (self._tokens - read) / read if read else 0.0
         share = read / self._tokens if self._tokens else 1.0
         adapted, static = bits_per_byte(nats, size), bits_per_byte(static_nats, static_size)
-        found = (
-            f"static {number(static, 2)} → adapted {number(adapted, 2)}" if static is not None else number(adapted, 2)
-        )
+        score = number(adapted, 2)
+        if static is not None:
+            score = f"static {number(static, 2)} → adapted {score}"
         documents = f"{finished + self._empty:,.0f}/{self._documents:,}"
         speed, remaining = f"{read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
         bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
         for parts in (
-            (f"{bar} {share:4.0%}", f"{documents} documents", speed, f"bits per byte {found}", remaining),
-            (f"{share:4.0%}", f"{documents} documents", speed, f"bits per byte {found}", remaining),
-            (f"{share:4.0%}", f"{documents} documents", speed, found, remaining),
-            (f"{share:4.0%}", documents, found, remaining),
+            (f"{bar} {share:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
+            (f"{share:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
+            (f"{share:4.0%}", f"{documents} documents", speed, score, remaining),
+            (f"{share:4.0%}", documents, score, remaining),
             (f"{share:4.0%}",),
         ):
             if len(line := " · ".join(parts)) <= width:

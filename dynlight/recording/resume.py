@@ -1,4 +1,4 @@
-"""Resume: where a run that was cut short goes on, and whether it is still the same run.
+"""Resume: where a run that was cut short goes on.
 
 From its last checkpoint it goes on as if nothing had happened, to the last bit. Where none can be used, or documents are
 now read together in other waves, the documents that were read to their end are kept, and the others read from their start.
@@ -8,135 +8,25 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 import pyarrow as pa
-from lightning.pytorch import Trainer
 
-from dynlight.choices.context import Context
-from dynlight.documents.document import Document, DocumentStream
-from dynlight.documents.waves import Wave, count_segments
-from dynlight.errors import SettingError
-from dynlight.learning.processes.strategies import is_sharded, share_of
-from dynlight.recording.parts import Parts
-from dynlight.recording.receipt import check_ledger, hash_of_documents, ledger_of, ledgers, read_ledger
-from dynlight.recording.sealed import DamagedError, seal, unseal
-
-if TYPE_CHECKING:
-    from dynlight.learning.module import DynamicEvaluation
-
-UNFINISHED = "unfinished"  # the folder in a run's folder that only an unfinished run has
-# Settings that may change: where things are, who is told, and what changes no document's scores.
-_FREE = ["config", "out", "overwrite", "checkpoint", "data.together", "trainer.devices", "trainer.accelerator"]
-_FREE += ["trainer.strategy", "trainer.num_nodes", "trainer.logger", "trainer.profiler", "trainer.plugins"]
-
-
-@dataclass
-class Origin:
-    """What a run is made of, and which documents its processes read in which waves.
-
-    Raises:
-        SettingError: from its checks, where something has changed since.
-    """
-
-    settings: dict[str, str] = field(default_factory=dict)
-    documents: list[list[str]] = field(default_factory=list)  # of each its name, and a hash
-    together: int | str = 1
-    ranks: int = 1
-    done: list[int] = field(default_factory=list)  # documents read before the present waves were made
-    hashes: dict[str, str | None] = field(default_factory=dict)  # of the model and its tokenizer
-    loggers: list[list[Any]] = field(default_factory=list)  # of each its class and version
-
-    @classmethod
-    def read(cls, folder: Path) -> "Origin":
-        """That of the unfinished run in a folder."""
-        unfinished = folder / UNFINISHED
-        if not (unfinished / "origin.sealed").exists():
-            advice = "it is finished" if (folder / "summary.json").exists() else "it has nothing to go on from"
-            raise SettingError("resume", "be the folder of an unfinished run", got=folder, advice=advice)
-        try:
-            return cls(**unseal(unfinished / "origin.sealed"))
-        except (DamagedError, TypeError) as error:
-            raise SettingError(
-                "resume",
-                "be the folder of an unfinished run",
-                got=folder,
-                advice=f"its origin.sealed is damaged ({error}), so begin it again with overwrite: true",
-            ) from error
-
-    def begin(self, stream: DocumentStream, ranks: int) -> None:
-        """Takes down the documents of a new run; the model's hashes come with the first check."""
-        self.documents = [[document.name, hash_of_documents([document])] for document in stream.loaded]
-        self.together, self.ranks = stream.together, ranks
-
-    def write(self, unfinished: Path) -> None:
-        """Puts it where an unfinished run has it."""
-        seal(unfinished / "origin.sealed", vars(self))
-
-    def check_settings(self, folder: Path, settings: dict[str, str]) -> None:
-        """Whether these are the settings that the run began with, but for those that may change; takes a new run's down."""
-        self.settings = self.settings or settings
-        for name in sorted({*self.settings, *settings}):
-            old, new = (each.get(name, "nothing") for each in (self.settings, settings))
-            if old != new:
-                raise SettingError(
-                    name, f"be {old} as when {folder} began", got=new, advice="change it back, or begin another run"
-                )
-
-    def check_documents(self, folder: Path, documents: Sequence[Document]) -> None:
-        """Whether these are the documents that the run began with."""
-        if len(documents) != len(self.documents):
-            raise SettingError(
-                "data",
-                f"hold {len(self.documents)} document(s) as when {folder} began",
-                got=len(documents),
-                advice="begin another run",
-            )
-        for (name, known), document in zip(self.documents, documents, strict=True):
-            if document.name != name or hash_of_documents([document]) != known:
-                got = "another text" if document.name == name else f"{document.name!r}"
-                raise SettingError(
-                    "data", f"hold {name!r} as it was when {folder} began", got=got, advice="begin another run"
-                )
-
-    def check_hashes(self, folder: Path, hashes: dict[str, str | None]) -> None:
-        """Whether these are the hashes of the model and the tokenizer that the run began with."""
-        own = {name: hashes[name] for name in ("model", "tokenizer")}
-        for name, known in (self.hashes or own).items():
-            if own[name] != known:
-                what = "weights" if name == "model" else "definition"
-                setting = "model.pretrained" if name == "model" else "model.tokenizer"
-                raise SettingError(
-                    setting, f"have the {what} it had when {folder} began", got="others", advice="begin another run"
-                )
-        self.hashes = own
-
-    @property
-    def stream(self) -> dict[str, Any]:
-        """What a position in the stream of segments depends on."""
-        return {"together": self.together, "ranks": self.ranks, "done": self.done}
-
-
-def settings_of(config: dict[str, Any]) -> dict[str, str]:
-    """A configuration's settings that must not change, by name, in words."""
-    return {
-        name: str(value)
-        for name, value in _leaves(config)
-        if not any(name == free or name.startswith(f"{free}.") for free in _FREE)
-    }
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, above if name == "init_args" else f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
+from dynlight.documents.document import Document
+from dynlight.documents.segments import Context, Wave
+from dynlight.documents.waves import count_segments
+from dynlight.learning.finished import Failure, Finished
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.learning.stream import DocumentStream, Position
+from dynlight.recording.ledger import check_ledger, ledger_of, ledgers, read_ledger
+from dynlight.recording.meter import Meter
+from dynlight.recording.origin import UNFINISHED, Origin
+from dynlight.recording.pieces import Pieces
+from dynlight.recording.sealed import DamagedError, unseal
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -166,114 +56,149 @@ def checkpoints(unfinished: Path, rank: int) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A document that isn't read again, with its rows."""
-
-    document: Document
-    failure: dict[str, Any] | None
-    rows: pd.DataFrame  # of `segments.parquet` and `timings.parquet`
-
-
-@dataclass
 class Start:
     """Where one process of a run goes on."""
 
-    parts: Parts
+    pieces: Pieces
     origin: Origin
-    reads: list[Wave]  # of this process, whole or in part
+    rank: int  # of this process
+    waves: list[Wave]  # that it reads, whole or in part
     skip: int = 0  # segments of these waves that are done
-    finished: set[int] = field(default_factory=set)  # documents of these waves that are
+    finished: frozenset[int] = frozenset()  # documents of these waves that are
     state: dict[str, Any] | None = None  # of a checkpoint; None: from the start of a wave
     usable: list[Path] = field(default_factory=list)  # checkpoints that agree with it
+
+    @property
+    def position(self) -> Position:
+        """Where its stream goes on."""
+        return Position(frozenset(self.origin.done), self.skip)
 
     def drop_rows(self) -> None:
         """Leaves out what was scored later."""
         running = self.state["callbacks"]["Records"]["running"] if self.state else {}
-        for document in (document.index for wave in self.reads for document in wave):
+        for document in (document.index for wave in self.waves for document in wave):
             if document not in self.finished:
-                self.parts.drop(document, running.get(document, 0))
+                self.pieces.drop(document, running.get(document, 0))
 
-    def recount(self, trainer: Trainer, pl_module: "DynamicEvaluation", callbacks: Iterable[Any]) -> None:
-        """Tells all that keep sums about the documents that are kept; of those of other waves the first process does."""
-        kept = []
-        counts = self.finished | (set(self.origin.done) if trainer.global_rank == 0 else set())
-        for document in trainer.datamodule.loaded:  # type: ignore[attr-defined]
-            if document.index in counts:
-                tables = [list(self.parts.tables(document.index, name)) for name in ("segments", "timings")]
-                rows, timings = (pa.concat_tables(each).to_pandas() for each in tables)
-                kept.append(Kept(document, self.parts.failure(document.index), rows.merge(timings)))
-        for each in (pl_module, *callbacks):
-            if hasattr(each, "recount"):
-                each.recount(kept)
-            if hasattr(each, "keep"):
-                each.keep(self.finished | set(self.origin.done))
+    def recount(self, documents: Sequence[Document], module: DynamicEvaluation, meters: Iterable[Meter]) -> None:
+        """Tells the module and all meters about the documents that are kept; of other waves' the first process does."""
+        counted = self.finished | (frozenset(self.origin.done) if self.rank == 0 else frozenset())
+        finished = [self._finished(document) for document in documents if document.index in counted]
+        module.recount(finished)
+        for meter in meters:
+            meter.recount(finished)
+            meter.keep_only(self.finished | set(self.origin.done))
+
+    def _finished(self, document: Document) -> Finished:
+        tables = [list(self.pieces.tables(document.index, name)) for name in ("segments", "timings")]
+        rows, timings = (pa.concat_tables(each).to_pandas() for each in tables)
+        failure = self.pieces.failure(document.index)
+        return Finished(document, None if failure is None else Failure(**failure), rows.merge(timings))
 
 
 def find_start(
-    folder: Path, origin: Origin, stream: DocumentStream, context: Context, every: str, trainer: Trainer
+    folder: Path,
+    origin: Origin,
+    stream: DocumentStream,
+    context: Context,
+    carries_over: bool,
+    share: tuple[int, int],
+    may_checkpoint: bool,
 ) -> Start:
-    """Where the run in `folder` goes on, for one of its processes; sets the stream to it, whose documents are loaded.
+    """Finds the point where this process goes on with a run.
 
-    Changes `origin` where waves have to be made anew.
+    Args:
+        folder: the run's.
+        origin: as the run left it.
+        stream: of all documents, with as many together as they are read from now on.
+        context: what cuts them into segments.
+        carries_over: whether what is learned from one document is carried on to the next.
+        share: which share of the documents this process reads, and of how many.
+        may_checkpoint: whether each process can go on from a checkpoint of its own.
+
+    Returns:
+        Where it goes on, with the origin changed where waves had to be made anew.
     """
-    parts, (rank, ranks) = Parts(folder / "rows"), share_of(trainer)
+    pieces, (rank, ranks) = Pieces(folder / "rows"), share
     if (stream.together, ranks) != (origin.together, origin.ranks):
-        origin.done = sorted(_whole(folder, parts, stream.loaded) if every == "document" else [])
-        origin.together, origin.ranks = stream.together, ranks
-    stream.done = set(origin.done)
-    reads = stream.share(rank, ranks, context)
-    # Where all processes learn one set of weights, their checkpoints would have to be of the same moment.
-    in_step = (every == "never" and ranks > 1) or is_sharded(trainer)
-    start = None if in_step else _from_checkpoint(folder, parts, origin, reads, rank)
-    start = start or _from_a_wave(folder, parts, origin, reads, context, every)
-    stream.skip = start.skip
-    if start.state is None and trainer.is_global_zero:
+        done = [] if carries_over else sorted(_whole(folder, pieces, stream.loaded))
+        origin = replace(origin, together=stream.together, ranks=ranks, done=done)
+    waves = stream.after(Position(frozenset(origin.done))).dealt_to(rank, ranks, context)
+    start = Start(pieces, origin, rank, waves)
+    from_checkpoint = _from_checkpoint(folder, start) if may_checkpoint else None
+    start = from_checkpoint or _from_a_wave(folder, start, context, carries_over)
+    if from_checkpoint is None and rank == 0:
         kept = len(start.finished) + len(origin.done)
         say(f"{kept} of {len(stream.loaded)} documents are kept, and the others read from their start")
     return start
 
 
-def _from_checkpoint(folder: Path, parts: Parts, origin: Origin, reads: list[Wave], rank: int) -> Start | None:
-    found = checkpoints(folder / UNFINISHED, rank)
-    for path in found:
+def _from_checkpoint(folder: Path, start: Start) -> Start | None:
+    """From the newest checkpoint that is whole, of the same waves, and whose rows are there."""
+    paths = checkpoints(folder / UNFINISHED, start.rank)
+    for path in paths:
         try:
             state = unseal(path)
-            if state["stream"] != origin.stream:
+            if state["stream"] != start.origin.stream:
                 continue
-            _check_rows(folder, parts, state, origin.done, rank)
+            _check_rows(folder, start, state)
         except DamagedError as error:
             say(f"{path} cannot be used: {error}")
             continue
-        usable = [other for other in found if other <= path]
-        return Start(parts, origin, reads, state["segments"], set(state["finished"]), state, usable)
+        state["module"] = _module_state(state)
+        usable = [other for other in paths if other <= path]
+        finished = frozenset(state["finished"])
+        return replace(start, skip=state["segments"], finished=finished, state=state, usable=usable)
     return None
 
 
-def _from_a_wave(folder: Path, parts: Parts, origin: Origin, reads: list[Wave], context: Context, every: str) -> Start:
+def _from_a_wave(folder: Path, start: Start, context: Context, carries_over: bool) -> Start:
     """From the first wave that isn't finished: in the same waves all is as it would have been, to the last bit."""
-    documents = [document for wave in reads for document in wave]
-    whole = _whole(folder, parts, documents) if every == "document" else set()  # else what they taught is lost
-    finished = list(takewhile(lambda wave: whole.issuperset(document.index for document in wave), reads))
-    kept = {document.index for wave in finished for document in wave}
-    return Start(parts, origin, reads, count_segments(finished, context), kept)
+    documents = [document for wave in start.waves for document in wave]
+    whole = set() if carries_over else _whole(folder, start.pieces, documents)  # else what they taught is lost
+    waves = list(takewhile(lambda wave: whole.issuperset(document.index for document in wave), start.waves))
+    finished = frozenset(document.index for wave in waves for document in wave)
+    return replace(start, skip=count_segments(waves, context), finished=finished)
 
 
-def _check_rows(folder: Path, parts: Parts, state: dict[str, Any], done: Iterable[int], rank: int) -> None:
+def _check_rows(folder: Path, start: Start, state: dict[str, Any]) -> None:
     """Raises DamagedError where rows are missing that a checkpoint relies on."""
-    check_ledger(ledger_of(folder, rank), **state["callbacks"]["Receipt"])
-    for document in (*done, *state["finished"]):
-        if not parts.extent(document)[1]:
+    check_ledger(ledger_of(folder, start.rank), **state["callbacks"]["Receipt"])
+    for document in (*start.origin.done, *state["finished"]):
+        if not start.pieces.extent(document)[1]:
             raise DamagedError(f"rows of document {document} are damaged")
     for document, stop in state["callbacks"]["Records"]["running"].items():
-        if stop not in parts.extent(document)[0]:
+        if stop not in start.pieces.extent(document)[0]:
             raise DamagedError(f"rows of document {document} are damaged")
 
 
-def _whole(folder: Path, parts: Parts, documents: Iterable[Document]) -> set[int]:
+def _whole(folder: Path, pieces: Pieces, documents: Iterable[Document]) -> set[int]:
     """The documents whose rows are all there."""
     committed = Counter(row[0] for file in ledgers(folder).values() for row in read_ledger(file))
-    extents = {document.index: parts.extent(document.index) for document in documents}
+    extents = {document.index: pieces.extent(document.index) for document in documents}
     return {index for index, (stops, is_last) in extents.items() if is_last and committed[index] == stops[-1]}
+
+
+def _module_state(state: dict[str, Any]) -> dict[str, Any]:
+    """What the module left in a checkpoint; of version 0.1.0, which kept its running sums thrice, in today's form."""
+    module: dict[str, Any] = state["module"]
+    if "totals" in module:
+        return module
+    sums = state["callbacks"].get("FlopsLogger", {})
+    read = module["adapted"] | {"static_nats": module["static"]["nats"]}
+    failures = {
+        document: {"segment": segment, "reason": module["reasons"][document], "stopped": name == "failed"}
+        for name in ("failed", "unlearned")
+        for document, segment in module[name].items()
+    }
+    return {
+        "weights": module["weights"],
+        "optimizers": module["optimizers"],
+        "predictor": module["log_weights"],
+        "failures": failures,
+        "totals": {"read": read, "whole": sums.get("whole", {}), "running": sums.get("running", {})},
+        "random": module["random"],
+    }
 
 
 def say(message: str) -> None:

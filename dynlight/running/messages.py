@@ -10,7 +10,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
+from torch.optim import Optimizer
 
+from dynlight.choices.known import known_subclasses
+from dynlight.choices.parameters import Parameters
+from dynlight.documents.segments import Context
 from dynlight.errors import SettingError
 
 # How the parser names a type, and what a user would call it.
@@ -24,13 +28,9 @@ _TYPES = {
     "dict": "a mapping",
     "NoneType": "null",
 }
-# What a section that names a class may be, and what a few settings may be besides their type.
-_CLASSES = {
-    "context": "TransformerXL or Overlapping",
-    "parameters": "All, LoRA or Matching",
-    "update": "a class of torch.optim, RMSDynamic, or null",
-    "trainer.logger": "WandbLogger, CSVLogger, TensorBoardLogger, or false",
-}
+# Sections that name a class.
+_CLASSES = ("context", "parameters", "update", "trainer.logger")
+# What a few settings may be besides their type.
 _EXPECTED = {
     "schedule.every": "a whole number, a mapping of segments to periods, or never",
     "trainer.callbacks": "a list of Lightning's callbacks, each with its class_path",
@@ -80,8 +80,22 @@ def one_line(message: str, settings: Iterable[str]) -> str:
     got = rest[0].split("\n")[0].split(". Got value: ")[0] if rest else "something else"
     if setting in _CLASSES:
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
-        return f"{setting}.class_path must be {_CLASSES[setting]}, got {named[1] if named else _flat(got)}"
-    return f"{setting} must be {_EXPECTED.get(setting) or _expected(expected)}, got {_flat(got)}"
+        return f"{setting}.class_path must be {_classes_of(setting)}, got {named[1] if named else _flat(got)}"
+    if wanted := _EXPECTED.get(setting) or _expected(expected):
+        return f"{setting} must be {wanted}, got {_flat(got)}"
+    innermost = next(line for line in reversed(cause.splitlines()) if line.strip())
+    return f"{setting} must be something else, got {_flat(got)}; the parser says: {_flat(innermost)}"
+
+
+def _classes_of(section: str) -> str:
+    """The classes that a section may name, those included that a user has defined."""
+    if section == "trainer.logger":
+        return "WandbLogger, CSVLogger, TensorBoardLogger, or false"
+    if section == "update":
+        own = [rule.__name__ for rule in known_subclasses(Optimizer)]
+        return ", ".join(["a class of torch.optim", *own, "or null"])
+    names = [kind.__name__ for kind in known_subclasses(Context if section == "context" else Parameters)]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_shape(path: str, settings: list[str]) -> None:
@@ -129,12 +143,12 @@ def _unknown(name: str, settings: Iterable[str], class_path: str | None = None) 
 
 
 def _expected(cause: str) -> str:
-    """What would have been right: of each type that the parser tried, a user's word."""
+    """What would have been right: of each type that the parser tried, a user's word; nothing if it names none."""
     tried: list[str] = []
     for kind, literals in re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing.Literal\[([^\]]*)\])", cause):
         tried += [_TYPES.get(kind, f"a {kind}")] if kind else literals.replace("'", "").split(", ")
-    wanted = list(dict.fromkeys(tried)) or ["of another kind"]
-    return " or ".join(filter(None, (", ".join(wanted[:-1]), wanted[-1])))
+    wanted = list(dict.fromkeys(tried))
+    return " or ".join(filter(None, (", ".join(wanted[:-1]), *wanted[-1:])))
 
 
 def _join(setting: str, name: str) -> str:

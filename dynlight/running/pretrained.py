@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils.tqdm import enable_progress_bars
+from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined] # public all the same
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from dynlight.errors import SettingError
@@ -52,7 +53,7 @@ class Pretrained:
         self._tokenizer = tokenizer or self._path
         self._dtype = getattr(torch, dtype)
         self._attention = attention
-        self._compile = compile
+        self.is_compiled = compile
         self._source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
     def config(self) -> PretrainedConfig:
@@ -63,7 +64,7 @@ class Pretrained:
         """
         with self._found("pretrained"):
             config = AutoConfig.from_pretrained(self._path, **self._source)
-        if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in (
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
             getattr(config, "auto_map", None) or {}
         ):
             raise SettingError("model.pretrained", f"be {_MODEL}", got=f"{self.pretrained} of type {config.model_type}")
@@ -92,7 +93,7 @@ class Pretrained:
                 attn_implementation=self._attention,
                 trust_remote_code=self._source["trust_remote_code"],
             )
-        if self._compile:
+        if self.is_compiled:
             model.compile()  # at a first call, which never comes
         return model
 
@@ -123,7 +124,7 @@ class Pretrained:
                 f"be {_MODEL}",
                 got=f"{self.pretrained} of type {model.config.model_type}, in which a token sees those after it",
             )
-        if self._compile:
+        if self.is_compiled:
             model.compile()
         return model
 

@@ -1,26 +1,26 @@
 """Together: how many documents at once fit into memory, measured on the run's own device.
 
-Two documents of the largest shape are scored and learned from as in the run, then four; each further one takes as much
-again. What has been free before, but for a margin, is divided by that.
+Two documents of the largest shape are scored and learned from as in the run, then four: the two peaks give the cost of
+one more. `together` is how many such costs fit into 90% of the memory that was free before.
 """
 
-import copy
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import is_elementwise
-from dynlight.documents.document import Document, DocumentStream
+from dynlight.documents.document import Document
 from dynlight.documents.waves import deal
 from dynlight.errors import SettingError
 from dynlight.learning.module import DynamicEvaluation
+from dynlight.recording.memory import begin_peak, free_memory, held_memory, peak_memory
 from dynlight.recording.report.text import si
+from dynlight.running.run import Run
+from dynlight.running.trainer import on_one_device, silent_trainer
 
 _MARGIN = 0.1  # share of what is free that is left so: other shapes, fragments, other programs
 
@@ -73,7 +73,7 @@ def largest_that_fits(trial: Callable[[int], int], at_most: int) -> int:
     return fits
 
 
-def does_not_fit(together: int, make_trial: Callable[[], "Trial"]) -> ValueError:
+def does_not_fit(together: int, make_trial: Callable[[], "Trial"]) -> SettingError:
     """What to say where so many documents ran out of memory."""
     fits = largest_that_fits(make_trial(), together - 1) if together > 1 else 0
     advice = "" if fits else "; choose a smaller context or model, or parameters that are fewer, like LoRA"
@@ -89,66 +89,51 @@ class Trial:
     """Reads so many documents of the largest shape, and measures the memory that it takes.
 
     Args:
-        load: loads the model, anew for each trial.
-        choices: of DynamicEvaluation.
-        documents: those of the run.
-        make_trainer: makes a Trainer of one device that shows and logs nothing.
+        run: what is to be read; it learns from each segment of a trial, so that the peak is soon there.
         device: the run's.
         processes: how many share this machine's memory.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Any],
-        choices: dict[str, Any],
-        documents: Sequence[Document],
-        make_trainer: Callable[[], Trainer],
-        device: torch.device,
-        processes: int = 1,
-    ) -> None:
-        self._load = load
-        self._choices = choices | {"schedule": _at_each_segment(choices["schedule"])}
-        self._document = _longest(documents, choices["context"])
-        self._make_trainer = make_trainer
+    def __init__(self, run: Run, device: torch.device, processes: int = 1) -> None:
+        self._run = run
+        self._document = _longest(run.documents, run.choices.context)
+        self._settings = on_one_device(run.choices.trainer)
+        self._settings.logger, self._settings.callbacks = False, None
+        self._settings.devices = [device.index] if device.type == "cuda" else 1
         self._device = device
         self._processes = processes
         self._clear()
-        self._held = _held(device)  # before the first trial: what one leaves to the process the next one uses again
+        self._held = held_memory(
+            device
+        )  # before the first trial: what one leaves to the process the next one uses again
 
     def __call__(self, together: int) -> int:
         """Peak of the memory that `together` documents take, in bytes."""
         self._clear()
-        stream = DocumentStream.from_texts(["unused"], together=together)
-        stream.loaded = [replace(self._document, index=i, name=f"document {i}") for i in range(together)]
-        module = DynamicEvaluation(self._load(), None, **copy.deepcopy(self._choices))
+        documents = [replace(self._document, index=i, name=f"document {i}") for i in range(together)]
+        module = self._run.module(schedule=_at_each_segment(self._run.choices.schedule))
         try:
-            self._make_trainer().fit(module, stream)
-            return _peak(self._device) - self._held
+            self._run.read(module, documents, together=together, trainer=silent_trainer(self._settings, []))
+            return peak_memory(self._device) - self._held
         finally:
-            del module, stream
+            del module
             self._clear()
 
     def free(self) -> int:
         """Bytes that this process may take besides what it holds."""
-        if self._device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            return torch.cuda.mem_get_info(self._device)[0] + unused
-        return _available() // self._processes
+        free = free_memory(self._device)
+        return free if self._device.type == "cuda" else free // self._processes
 
     def _clear(self) -> None:
         gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
+        begin_peak(self._device)
 
 
 def most_to_read(documents: Sequence[Document], ranks: int, module: DynamicEvaluation) -> int:
     """The most documents that a process could adapt at once: 1 where what is learned from one would touch another."""
-    if module.reset_choice.every == "never" or not all(is_elementwise(rule, module.model) for rule in module.updates):
+    if module.reset_weights.carries_over or not all(is_elementwise(rule) for rule in module.rules):
         return 1
-    return max(1, *(sum(len(document) > 0 for document in share) for share in deal(documents, ranks)))
+    return max(1, *(sum(len(document) > 0 for document in dealt) for dealt in deal(documents, ranks)))
 
 
 def _at_each_segment(schedule: UpdateFrequency) -> UpdateFrequency:
@@ -161,26 +146,3 @@ def _longest(documents: Sequence[Document], context: Any) -> Document:
     full = (context.memory or 0) + context.context(10**9, 10**9 + context.segment) + 2 * context.segment
     tokens, ends = longest.tokens[:full], longest.ends[:full]
     return Document(0, longest.name, longest.text, tokens, ends, longest.prefix)
-
-
-def _held(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(entry: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
-    return 1024 * int(line.split()[1])
-
-
-def _available() -> int:
-    """Bytes that this machine, or the container that it is seen from, has left."""
-    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    available = 1024 * int(line.split()[1])
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        available = min(available, int(most) - int(used.read_text()))
-    return max(available, 0)

@@ -8,7 +8,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from dynlight import fit
-from dynlight.documents.document import DocumentStream
+from dynlight.learning.stream import DocumentStream
 from dynlight.recording.report.rates import paired_margin
 from experiments import grid, pictures, protocol
 from experiments.grid import Scale
@@ -83,7 +83,7 @@ def rows_of(arguments: list[str], pairs: list[Pair], together: int) -> pd.DataFr
     nats = {document: np.stack(group) for document, group in reading.records.tokens.groupby("document").expert_nats}
     learners = len(reading.rates)
     costs = reading.sums()[["tokens", "flops", "seconds"]].sum()
-    bytes_of = {document.index: document.token_bytes.numpy() for document in documents}
+    bytes_of = {document.index: np.diff(document.byte_ends) for document in documents}
     rows = []
     for number, pair in enumerate(pairs):
         for kind, lag in dict.fromkeys((asked.kind, asked.lag) for asked in pair.asked):

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from dynlight import fit
-from dynlight.documents.document import DocumentStream, prefix_token
+from dynlight.documents.document import prefix_token
+from dynlight.learning.stream import DocumentStream
 from experiments import grid, pictures, protocol, results
 from experiments.grid import Scale
 from experiments.oracle import loop

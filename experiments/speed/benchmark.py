@@ -141,7 +141,7 @@ def adapt(
         enable_model_summary=False,
         callbacks=[*(meters if meters is not None else [Records(), *([Receipt()] if receipt else [])]), clock],
     ).fit(module, stream)
-    return module.adapted.nats.clone(), clock.ended - clock.began
+    return module.totals.read.nats.clone(), clock.ended - clock.began
 
 
 def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forwards: bool = False) -> Result:

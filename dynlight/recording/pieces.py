@@ -1,7 +1,7 @@
-"""Parts: the rows of a run on their way to its files, in pieces that never change once they are there.
+"""Pieces: the rows of a run on their way to its files, in pieces that never change once they are there.
 
-A part holds the rows of a few segments of one document, sealed, under the name of the first: `00000003-00000256.part`.
-What a run has on disk when it is cut short is therefore whole parts, and going on means to leave out those that came
+A piece holds the rows of a few segments of one document, sealed, under the name of the first: `00000003-00000256.part`.
+What a run has on disk when it is cut short is therefore whole pieces, and going on means to leave out those that came
 after the checkpoint.
 """
 
@@ -19,38 +19,38 @@ import torch
 from dynlight.durable import sync_to_disk
 from dynlight.recording.sealed import DamagedError, seal, unseal
 
-HELD = 32  # segments of a document that are held until they are written as a part: what bounds memory while it is read
-GROUP = 8 * HELD  # and those that stand together in a file of the run
+BUFFERED = 32  # segments of a document that are kept until they are written as a piece: what bounds memory
+GROUP = 8 * BUFFERED  # and those that stand together in a file of the run
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """Rows of the segments `first … stop − 1` of a document."""
 
     document: int
     first: int
     stop: int
     is_last: bool  # whether the document is done with
-    failure: dict[str, Any] | None  # of a document that failed: the segment, and the reason
+    failure: dict[str, Any] | None  # of a document that failed
     tables: dict[str, pa.Table]
 
 
-class Parts:
-    """The parts of a run, in a folder of their own."""
+class Pieces:
+    """The pieces of a run, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._unsynced: list[Path] = []
 
-    def write(self, part: Part) -> None:
-        """Puts a part on disk; it outlives a power cut only after `sync`."""
-        path = self.folder / f"{part.document:08d}-{part.first:08d}.part"
-        tables = {name: _bytes_of(table) for name, table in part.tables.items()}
-        seal(path, vars(part) | {"tables": tables}, sync=False)
+    def write(self, piece: Piece) -> None:
+        """Puts a piece on disk; it outlives a power cut only after `sync`."""
+        path = self.folder / f"{piece.document:08d}-{piece.first:08d}.part"
+        tables = {name: _bytes_of(table) for name, table in piece.tables.items()}
+        seal(path, vars(piece) | {"tables": tables}, sync=False)
         self._unsynced.append(path)
 
     def sync(self) -> None:
-        """Waits until all parts are on disk."""
+        """Waits until all pieces are on disk."""
         if len(self._unsynced) > 100:  # of short documents there are many, and to wait for each would take long
             os.sync()
         else:
@@ -58,14 +58,15 @@ class Parts:
                 sync_to_disk(path)
         self._unsynced.clear()
 
-    def of(self, document: int) -> Iterator[Part]:
-        """The parts of a document in order.
+    def of(self, document: int) -> Iterator[Piece]:
+        """The pieces of a document in order.
 
         Raises:
             DamagedError: at one that isn't as it was written.
         """
-        for found in self._unsealed(document):
-            yield Part(**found | {"tables": {name: _table_of(data) for name, data in found["tables"].items()}})
+        for piece in self._unsealed(document):
+            tables = {name: _table_of(data) for name, data in piece["tables"].items()}
+            yield Piece(**piece | {"tables": tables})
 
     def _unsealed(self, document: int) -> Iterator[dict[str, Any]]:
         for path in sorted(self.folder.glob(f"{document:08d}-*.part")):
@@ -75,27 +76,27 @@ class Parts:
                 raise DamagedError(f"{path.name}: {error}") from error
 
     def tables(self, document: int, name: str) -> Iterator[pa.Table]:
-        """A document's rows in groups of GROUP segments, however they were cut into parts."""
-        for _, group in groupby(self._unsealed(document), key=lambda part: part["first"] // GROUP):
+        """A document's rows in groups of GROUP segments, however they were cut into pieces."""
+        for _, group in groupby(self._unsealed(document), key=lambda piece: piece["first"] // GROUP):
             # In one piece, as the bytes of a parquet file depend on how many pieces a column comes in.
-            yield pa.concat_tables([_table_of(part["tables"][name]) for part in group]).combine_chunks()
+            yield pa.concat_tables([_table_of(piece["tables"][name]) for piece in group]).combine_chunks()
 
     def extent(self, document: int) -> tuple[list[int], bool]:
-        """Where the undamaged parts of a document end, as segments, and whether these are all it will get."""
+        """Where the undamaged pieces of a document end, as segments, and whether these are all it will get."""
         stops, is_last = [0], False
         try:
-            for part in self._unsealed(document):
-                if part["first"] != stops[-1]:
+            for piece in self._unsealed(document):
+                if piece["first"] != stops[-1]:
                     return stops, False
-                stops.append(part["stop"])
-                is_last = part["is_last"]
+                stops.append(piece["stop"])
+                is_last = piece["is_last"]
         except DamagedError:
             is_last = False
         return stops, is_last
 
     def failure(self, document: int) -> dict[str, Any] | None:
         """How a document failed, if it did."""
-        return next((part["failure"] for part in self._unsealed(document) if part["is_last"]), None)
+        return next((piece["failure"] for piece in self._unsealed(document) if piece["is_last"]), None)
 
     def drop(self, document: int, stop: int = 0) -> None:
         """Removes what there is of a document from segment `stop` on."""

@@ -1,0 +1,105 @@
+"""Segments: the tokens that are scored together, and what a context is: what cuts a document into them.
+
+Token numbers count the document's own tokens from 0; the prefix (BOS, else EOS) is the input from which token 0 is
+predicted, so a forward that scores tokens `start … stop − 1` reads the inputs `start … stop − 1` of the sequence (prefix,
+token 0, token 1, …), and before them what the context adds.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from dynlight.documents.document import Document
+from dynlight.errors import require_at_least
+
+Wave = tuple[Document, ...]  # documents that begin at the same time, longest first
+NOT_SCORED = -100  # in the place of a target: torch's cross-entropy makes 0 nats of it, and no gradient
+
+
+class Cut(NamedTuple):
+    """Where one segment lies: it scores tokens `start … stop − 1` after reading `context` inputs again."""
+
+    index: int  # type: ignore[assignment] # a tuple's method, which nothing here calls
+    start: int
+    stop: int
+    context: int
+
+
+class Context(ABC):
+    """Cuts a document into segments of `segment` tokens; subclasses say what else a forward has in view."""
+
+    def __init__(self, segment: int) -> None:
+        require_at_least("context.segment", 1, segment)
+        self.segment = segment
+
+    @property
+    def memory(self) -> int | None:
+        """Positions whose keys and values are carried over; None: nothing is carried and positions restart at 0."""
+        return None
+
+    def context(self, start: int, stop: int) -> int:
+        """Inputs read again before the segment `start … stop − 1`, in tokens."""
+        return 0
+
+    def cuts(self, tokens: int) -> Iterator[Cut]:
+        """The segments of a document of `tokens` tokens, in order; together they score each token exactly once."""
+        for index, start in enumerate(range(0, tokens, self.segment)):
+            stop = min(start + self.segment, tokens)
+            yield Cut(index, start, stop, self.context(start, stop))
+
+    @abstractmethod
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises SettingError where a model of this configuration cannot be read with this context."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of those documents of a wave that have not ended before it.
+
+    Shapes: D documents, C context tokens, S columns, of which each document scores its own.
+    """
+
+    documents: Wave
+    cut: Cut  # of the columns: a document that ends among them scores fewer
+    inputs: Tensor  # int64 [D, C + S], what the forward reads
+    targets: Tensor  # int64 [D, S], the tokens scored, else NOT_SCORED
+    scored: tuple[slice, ...]  # of each document, its columns among these
+    bytes: tuple[int, ...]  # UTF-8 bytes that the scored tokens of each document stand for
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first forward of its wave."""
+        return self.cut.index == 0
+
+    @property
+    def finished(self) -> Wave:
+        """The documents that end here."""
+        return tuple(document for document in self.documents if len(document) <= self.cut.stop)
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens of each document are scored."""
+        return [columns.stop - columns.start for columns in self.scored]
+
+    def head(self, columns: int) -> "Segment":
+        """The same segment up to its first `columns` columns; all that is said of its documents is of the whole."""
+        cut = self.cut._replace(stop=self.cut.start + columns)
+        return replace(self, cut=cut, inputs=self.inputs[:, : cut.context + columns], targets=self.targets[:, :columns])
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Segment":
+        """The same segment with its tensors on `device`; Lightning calls this."""
+        if self.inputs.device == device:
+            return self
+        inputs = self.inputs.to(device, non_blocking=non_blocking)
+        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=non_blocking))
+
+
+def empty_segment() -> Segment:
+    """A segment without documents, with which nothing begins and nothing ends."""
+    nothing = torch.empty(0, 0, dtype=torch.int64)
+    return Segment((), Cut(1, 0, 0, 0), inputs=nothing, targets=nothing, scored=(), bytes=())

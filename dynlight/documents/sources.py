@@ -1,0 +1,214 @@
+"""Sources: where the texts of documents come from.
+
+path            one document is          its name is
+python-stdlib   a long module            its path in the standard library
+text            a file                   its path, from where the paths begin to differ
+anything else   a row                    its title, name or id if it has one, else its number
+"""
+
+import logging
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Protocol
+
+import fsspec
+
+from dynlight.errors import SettingError
+
+STANDARD_LIBRARY = "python-stdlib"
+# Left out of it: installed packages, tests, tables, and what some systems package apart.
+NOT_STANDARD = {"site-packages", "dist-packages", "test", "tests", "encodings", "pydoc_data", "entities.py"}
+NOT_STANDARD |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle.py", "turtledemo"}
+LONGEST_MODULES = 12  # how many are read where nobody says how many
+FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
+ADVICE = {ConnectionError: "give a local folder, or go online", UnicodeDecodeError: "convert it to UTF-8"}
+NAME_COLUMNS = ("title", "short_book_title", "name", "id")
+
+
+class Texts(Protocol):
+    """Where texts come from."""
+
+    @property
+    def path(self) -> str:
+        """By which it is named."""
+
+    def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
+        """Names and texts, of which no more than so many will be asked for; None: all."""
+
+
+@dataclass(frozen=True)
+class TextsInMemory:
+    """Texts that are there already."""
+
+    named: list[tuple[str, str]]  # names and texts
+    path: str = "texts in memory"
+
+    def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
+        return self.named
+
+
+class Source:
+    """Names and texts of a data set, in its order; files come sorted by path.
+
+    Args:
+        path: `python-stdlib`, or what `datasets.load_dataset` takes.
+        name: the data set's configuration, where it has several.
+        data_files: file, pattern or list of them; or of each split.
+        data_dir: folder of the data set's files.
+        split: `test`, `train[:10]`, …; None: the only one, else `test`.
+        text_column: column that holds the text.
+        streaming: whether rows are read as they are needed.
+
+    Raises:
+        SettingError: if a setting contradicts another.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_dir: str | None = None,
+        split: str | None = None,
+        text_column: str = "text",
+        streaming: bool = False,
+    ) -> None:
+        source = {"name": name, "data_files": data_files, "data_dir": data_dir, "split": split}
+        given = [setting for setting, value in source.items() if value is not None]
+        if path == STANDARD_LIBRARY and given:
+            raise SettingError(f"data.{given[0]}", f"be left out with path {path}", got=f"{source[given[0]]!r}")
+        # Left to itself, datasets would then read every file below the folder it is started in.
+        if path in FILE_FORMATS and not data_files and not data_dir:
+            raise SettingError("data.data_files", f"name the files to read as {path}", got=f"{data_files!r}")
+        if path not in (STANDARD_LIBRARY, *FILE_FORMATS) and os.path.isfile(path):
+            raise SettingError(
+                "data.path", "be a data set", got="a file", advice=f"choose path: text, data_files: {path}"
+            )
+        self.path = path
+        self.name = name
+        self.data_files = data_files
+        self.data_dir = data_dir
+        self.split = split
+        self.text_column = text_column
+        self.streaming = streaming
+
+    def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
+        """Names and texts, read one by one.
+
+        Args:
+            documents: how many will be asked for; None: all, of `python-stdlib` the longest ones.
+
+        Raises:
+            SettingError: if the data can't be found or read, or holds something other than text.
+        """
+        return _modules(documents or LONGEST_MODULES) if self.path == STANDARD_LIBRARY else self._data_set()
+
+    def _data_set(self) -> Iterator[tuple[str, str]]:
+        # A second that python-stdlib needn't wait for.
+        from datasets import ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+
+        source = {"path": self.path, "name": self.name, "data_dir": self.data_dir}
+        with self._readable():
+            builder = load_dataset_builder(**source, data_files=self.data_files)
+        files = builder.config.data_files  # None offline, where an earlier download is read from the cache
+        splits = [str(split) for split in files or builder.info.splits or ()]
+        split = self.split or (splits[0] if len(splits) == 1 else "test")
+        parts = [part.partition("[")[0] for part in split.split("+")]  # train[:10]+test → train, test
+        if not set(parts) <= set(splits):
+            raise SettingError("data.split", f"be one of {', '.join(splits)}", got=self.split or "null")
+        if files is not None and not all(files[part] for part in parts):
+            raise SettingError("data.data_files", "match at least one file", got=f"{self.data_files!r}")
+        data_files = self.data_files
+        if files is not None and len(parts) < len(splits):
+            # The other splits are neither downloaded nor converted: of PG-19 that is all but 1%.
+            data_files = type(files)({part: files[part] for part in parts})
+        with self._readable():
+            if builder.info.builder_name != "text" or files is None:
+                return self._rows(load_dataset(**source, data_files=data_files, split=split, streaming=self.streaming))
+            # datasets reads text line by line and changes line ends, so text files are read here, byte for byte.
+            ranges = ReadInstruction.from_spec(split).to_absolute({part: len(files[part]) for part in parts})
+            chosen = [file for r in ranges for file in files[r.splitname][r.from_ : r.to]]
+            return self._files(list(dict.fromkeys(chosen)))  # two patterns may match one file
+
+    def _files(self, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Names and texts of text files, local or remote; what is compressed is unpacked."""
+        self._check_columns(["text"])
+        paths = [file.split("/") for file in files]
+        shared = len(os.path.commonprefix([path[:-1] for path in paths]))
+        for file, path in zip(files, paths, strict=True):
+            with self._readable(file), fsspec.open(file, "rb", compression="infer") as opened:
+                text = opened.read().decode()
+            yield "/".join(path[shared:]), text
+
+    def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+        """Names and texts of the rows of a `datasets.Dataset` or `IterableDataset`; a name used before gets its row."""
+        names: set[str] = set()
+        for i, row in enumerate(self._read(rows)):
+            self._check_columns(row)
+            text = row[self.text_column]
+            kind = "null" if text is None else type(text).__name__
+            if kind != "str":
+                raise SettingError("data.text_column", "hold text", got=f"{kind} in row {i} of {self.text_column}")
+            titles = (" ".join(str(row.get(column) or "").split()) for column in NAME_COLUMNS)
+            name = next(filter(None, titles), f"row {i}")
+            while name in names:
+                name += f" (row {i})"
+            names.add(name)
+            yield name, text
+
+    def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        with self._readable():
+            yield from rows
+
+    def _check_columns(self, columns: Iterable[str]) -> None:
+        if self.text_column not in columns:
+            raise SettingError("data.text_column", f"be one of {', '.join(columns)}", got=self.text_column)
+
+    @contextmanager
+    def _readable(self, file: str | None = None) -> Iterator[None]:
+        """Says in one line what a library finds wrong with the data, or with one file of it."""
+        logger = logging.getLogger("datasets")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # it writes many lines about an error before it raises it
+        try:
+            yield
+        # Its own errors and those of pyarrow, pandas, fsspec, httpx: datasets raises from many families.
+        except Exception as error:
+            setting = "data_files" if self.data_files else "path"
+            # "An error occurred while generating the dataset" says less than what occurred.
+            reason: object = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
+            if isinstance(reason, StopIteration):  # what its reader of JSON says of an empty file
+                reason = "there is nothing in it"
+            advice = next((advice for kind, advice in ADVICE.items() if isinstance(error, kind)), "")
+            raise SettingError(
+                f"data.{setting}",
+                "be data that can be read",
+                got=(
+                    f"{file or getattr(self, setting)!r}: "
+                    f"{shorten(str(reason), 300, placeholder=' …') or type(reason).__name__}"
+                ),
+                advice=advice,
+            ) from None
+        finally:
+            logger.setLevel(level)
+
+
+def _modules(count: int) -> Iterator[tuple[str, str]]:
+    """Names and texts of the `count` longest modules of the standard library, without those of NOT_STANDARD."""
+    root = Path(sysconfig.get_path("stdlib"))
+    modules: list[Path] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - NOT_STANDARD
+        modules += [Path(folder, file) for file in set(files) - NOT_STANDARD if file.endswith(".py")]
+    modules.sort(key=lambda module: (-module.stat().st_size, module.relative_to(root).as_posix()))
+    for module in modules[:count]:
+        yield module.relative_to(root).as_posix(), module.read_bytes().decode()

@@ -1,0 +1,203 @@
+"""Checks: what cannot work together, said before a run begins and before weights are loaded."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+
+from dynlight.choices.parameters import blocks_of
+from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
+from dynlight.errors import SettingError, require
+from dynlight.learning.attention import FOLDED
+from dynlight.learning.processes.processes import way_of
+from dynlight.learning.statistics import check_statistics
+
+
+def check_run(
+    trainer: Trainer, model: nn.Module, rules: Sequence[Update], is_mixed: bool, carries_over: bool, together: int | str
+) -> None:
+    """Raises SettingError where a Trainer cannot read so many documents together by these choices.
+
+    Args:
+        trainer: the run's.
+        model: prepared as its weights learn; they may have no data.
+        rules: by which each document is learned from.
+        is_mixed: whether a mixture predicts.
+        carries_over: whether what is learned from one document is carried on to the next.
+        together: how many documents adapt at once; `auto`: as many as fit, but one where they can't adapt together.
+    """
+    documents = 1 if isinstance(together, str) else together
+    stacked = f"where data.together is {documents}" if documents > 1 else "in a mixture" if is_mixed else None
+    check_processes(trainer, carries_over, bool(rules), is_mixed)
+    if way_of(trainer.strategy) == "sharded":
+        check_sharded(model, rules, is_mixed, together)
+    check_precision(trainer.precision)
+    check_types(model, trainer.precision)
+    check_together(documents, carries_over)
+    check_attention(model, stacked)
+    check_rules(rules, model, stacked)
+
+
+def check_precision(precision: str | int | None) -> None:
+    """Raises SettingError unless learned weights and scores would be fp32."""
+    if precision not in (None, 32, "32", "32-true", "bf16-mixed"):
+        raise SettingError(
+            "trainer.precision",
+            "be 32-true or bf16-mixed",
+            got=precision,
+            advice=(
+                "learned weights are fp32 and fp16 would need its gradients scaled, so for a smaller model set "
+                "model.dtype: bfloat16"
+            ),
+        )
+
+
+def warn_of_imitated_bf16(trainer: Trainer) -> None:
+    """Says on stderr that a run will be slow where bf16 is asked of a CPU that has no instructions for it."""
+    on_cpu = trainer.strategy.root_device.type == "cpu" and torch.backends.mkldnn.is_available()
+    asked = on_cpu and trainer.is_global_zero and "bf16" in str(trainer.precision)
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # a warning may not end a run
+    if asked and is_supported is not None and not is_supported():
+        print(
+            f"warning: trainer.precision should be 32-true here, got {trainer.precision}: this CPU has no bf16 instructions "
+            "and imitates them, some 50 times slower",
+            file=sys.stderr,
+        )
+
+
+def check_types(model: nn.Module, precision: str | int | None) -> None:
+    """Raises SettingError where learned weights are of another type than those around them."""
+    # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
+    weights = [weight for name, weight in model.named_parameters() if "lora_" not in name]
+    learns = any(weight.requires_grad for weight in weights)
+    if learns and precision == "32-true" and len({weight.dtype for weight in weights}) > 1:
+        raise SettingError(
+            "trainer.precision",
+            "be bf16-mixed where some weights learn, in fp32, and others stay in bf16",
+            got="32-true",
+            advice="or set model.dtype: float32",
+        )
+
+
+def check_together(together: int, carries_over: bool) -> None:
+    """Raises SettingError where documents would adapt together that learn from each other."""
+    require(
+        together == 1 or not carries_over,
+        "data.together",
+        "be 1 with reset.every never, as what is learned from one document is carried on to the next",
+        got=together,
+    )
+
+
+def check_attention(model: Any, stacked: str | None) -> None:
+    """Raises SettingError where weights are stacked, whose attention runs by sdpa, and another kernel was chosen."""
+    chosen = getattr(model.config, "_attn_implementation", None)
+    require(
+        stacked is None or chosen in (None, "sdpa", FOLDED),
+        "model.attention",
+        f"be sdpa {stacked}, where all rows are read by one kernel",
+        got=chosen,
+        advice="or set data.together: 1, without rates and mixture",
+    )
+
+
+def check_rules(rules: Sequence[Update], model: nn.Module, stacked: str | None) -> None:
+    """Raises SettingError where a rule cannot learn these weights, or would couple those that are stacked."""
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    for rule in rules:
+        optimizer = new_optimizer(rule, learned, stacked)
+        if isinstance(optimizer, NeedsStatistics):
+            check_statistics(optimizer.statistics, model)
+
+
+def check_processes(trainer: Trainer, carries_over: bool, learns: bool, is_mixed: bool) -> None:
+    """Raises SettingError unless what is said of learned weights holds with several processes."""
+    way, strategy = way_of(trainer.strategy), trainer.strategy
+    if learns and carries_over and way == "documents" and trainer.world_size > 1:
+        raise SettingError(
+            "trainer.strategy",
+            "be ddp on several devices with reset.every never",
+            got="document_parallel, in which none learns from what another has read",
+        )
+    if way == "in_step":
+        _check_in_step(strategy, carries_over, learns, is_mixed)
+    elif way == "alone" and not isinstance(strategy, SingleDeviceStrategy):
+        raise SettingError(
+            "trainer.strategy",
+            "be auto, document_parallel, ddp, or model_parallel for a model larger than one device",
+            got=type(strategy).__name__,
+        )
+
+
+def _check_in_step(strategy: Any, carries_over: bool, learns: bool, is_mixed: bool) -> None:
+    """Raises SettingError unless all processes can learn one set of weights."""
+    name = type(strategy).__name__
+    if not (learns and carries_over):
+        reason = "would average the gradients of different documents" if learns else "needs gradients to average"
+        raise SettingError(
+            "trainer.strategy",
+            f"be document_parallel with {'reset.every document' if learns else 'update null'}",
+            got=f"{name}, which {reason}",
+        )
+    _check_hook(strategy)
+    require(
+        not is_mixed,
+        "trainer.strategy",
+        "be document_parallel or auto with rates or a mixture",
+        got=f"{name}, which averages the gradients of one set of weights",
+    )
+
+
+def _check_hook(strategy: Any) -> None:
+    if strategy.root_device.type != "cpu":
+        return
+    if getattr(strategy._ddp_comm_hook, "__name__", "") == "bf16_compress_hook":
+        raise SettingError(
+            "trainer.strategy.ddp_comm_hook",
+            "be fp16_compress_hook or powerSGD_hook on CPU",
+            got="bf16_compress_hook, which torch has on CUDA alone",
+        )
+    waits = getattr(strategy._ddp_comm_hook, "__module__", "") == PowerSGDState.__module__
+    if waits and strategy._ddp_kwargs.get("bucket_cap_mb") is None:
+        raise SettingError(
+            "trainer.strategy",
+            "send all gradients at once with PowerSGD on CPU, where several parts would wait for each other",
+            got="no bucket_cap_mb",
+            advice="set trainer.strategy.init_args.bucket_cap_mb: 1000",
+        )
+
+
+def check_sharded(model: nn.Module, rules: Sequence[Update], is_mixed: bool, together: int | str) -> None:
+    """Raises SettingError where these choices need whole weights on one device."""
+    require(
+        together == 1,
+        "data.together",
+        "be 1 with trainer.strategy model_parallel, in which all devices adapt one document",
+        got=together,
+    )
+    require(
+        not is_mixed,
+        "trainer.strategy",
+        "be document_parallel or auto with rates or a mixture",
+        got="model_parallel, which keeps one set of weights",
+    )
+    for rule in rules:
+        optimizer = new_optimizer(rule, [each for each in model.parameters() if each.requires_grad])
+        if isinstance(optimizer, NeedsStatistics) or not is_elementwise(rule):
+            raise SettingError(
+                "update.class_path",
+                "be a rule that treats each weight by itself with trainer.strategy model_parallel, where none is whole",
+                got=type(optimizer).__name__,
+                advice="choose SGD, Adam, AdamW or RMSprop",
+            )
+    require(
+        bool(blocks_of(model)),
+        "trainer.strategy",
+        "be document_parallel or auto with a model that has no list of blocks",
+        got=f"model_parallel with {type(model).__name__}",
+    )

@@ -1,0 +1,115 @@
+"""Mixing: who says what is committed of a segment: the learned weights alone, or a mixture of experts.
+
+One of them is chosen once, so that the path from a segment to its score asks nothing about mixtures.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dynlight.choices.mixture import Mixture
+from dynlight.documents.segments import NOT_SCORED, Segment
+from dynlight.learning.failures import readable_nats
+from dynlight.learning.score import ExpertScores, Score
+from dynlight.learning.stacked import Stacked
+from dynlight.learning.weights import Weights
+
+
+class Prediction(NamedTuple):
+    """What is said of a segment's tokens: nats [D, S], and of a mixture what each expert said."""
+
+    nats: Tensor
+    experts: ExpertScores | None
+
+
+class Alone:
+    """The learned weights of each document predict it alone."""
+
+    def begin(self, documents: int) -> None:
+        """Forgets what was known of the experts; so many documents begin."""
+
+    def predict(self, segment: Segment, spoken: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
+        """What is said of a segment, from the nats of all rows, `spoken` [R, S], and those of the static model [D, S]."""
+        return Prediction(spoken, None)
+
+    def settle(
+        self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
+    ) -> Sequence[bool] | None:
+        """Lets go of experts that have failed; returns which documents' gradients were finite, None: it matters to none."""
+        return finite
+
+    def progress_state(self) -> Tensor | None:
+        """What is known of the experts."""
+        return None
+
+    def load_progress_state(self, state: Tensor | None) -> None:
+        """Puts back what `progress_state` gave."""
+
+
+class Mixed(Alone):
+    """A mixture predicts, from the static model, if it is one of the experts, and from each rule's rows.
+
+    Args:
+        mixture: how experts are weighted.
+        rules: how many learn.
+        has_static: whether the static model is an expert.
+    """
+
+    def __init__(self, mixture: Mixture, rules: int, has_static: bool) -> None:
+        self._mixture = mixture
+        self._rules = rules
+        self._has_static = has_static
+        self._log_weights = np.empty((0, 0))
+
+    def begin(self, documents: int) -> None:
+        self._log_weights = self._mixture.prior(self._rules + self._has_static, documents)
+
+    def predict(self, segment: Segment, spoken: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
+        documents, columns = segment.targets.shape
+        by_expert = spoken.new_full((self._rules, documents, columns), float("nan"))
+        rules, owners = np.array(_rows(weights).owners, dtype=np.int64).reshape(-1, 2).T
+        by_expert[rules, owners] = _without_spoiled(segment, spoken, weights)
+        if static is not None:
+            by_expert = torch.cat([static[None], by_expert])
+        nats = by_expert.cpu().numpy()
+        is_scored = (segment.targets != NOT_SCORED).cpu().numpy()
+        mixed, mean_weights, after = self._mixture.predict(self._log_weights[:, :documents], nats, is_scored)
+        self._log_weights[:, :documents] = after
+        learners = np.zeros((self._rules, documents), dtype=bool)
+        learners[rules, owners] = True
+        return Prediction(torch.from_numpy(mixed), ExpertScores(nats, mean_weights, learners))
+
+    def settle(
+        self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
+    ) -> Sequence[bool] | None:
+        assert score.experts is not None, "a mixture predicted it"
+        failed = ~np.isfinite(score.experts.nats[self._has_static :]).all(axis=2)
+        stacked = _rows(weights)
+        if rows := [row for row, owner in enumerate(stacked.owners) if failed[owner]]:
+            stacked.drop(rows, optimizers)
+        return None
+
+    def progress_state(self) -> Tensor | None:
+        return torch.from_numpy(self._log_weights)
+
+    def load_progress_state(self, state: Any) -> None:
+        self._log_weights = state.numpy()
+
+
+def _rows(weights: Weights) -> Stacked:
+    assert isinstance(weights, Stacked), "a mixture has a row for each rule's learning from each document"
+    return weights
+
+
+def _without_spoiled(segment: Segment, nats: Tensor, weights: Weights) -> Tensor:
+    """The nats of rows that fail in this segment as they were before a token that spoils them all, then NaN."""
+    spoiled = nats.isnan().any(dim=1).nonzero().flatten().tolist()
+    nats = nats.clone() if spoiled else nats
+    for row in spoiled:
+        readable = readable_nats(weights, segment, row)
+        nats[row] = torch.cat([readable, nats.new_full((nats.shape[1] - len(readable),), float("nan"))])
+    return nats

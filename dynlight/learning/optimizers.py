@@ -1,0 +1,41 @@
+"""Optimizers: the rules that learn, each applied to its weights and ready to step."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer
+from dynlight.learning.weights import Weights
+
+
+def make_optimizers(
+    rules: Sequence[Update], weights: Weights, statistics_of: Callable[[GradientStatistics], list[Tensor]]
+) -> list[Optimizer]:
+    """The optimizer of each rule's weights, ready to step.
+
+    Args:
+        rules: by which each document is learned from.
+        weights: that they change.
+        statistics_of: MS of each learned weight, for a rule that needs to know it.
+
+    Raises:
+        SettingError: if a rule cannot learn from one gradient a step, or refuses these weights.
+    """
+    by_corpus: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
+    optimizers = []
+    for rule, own in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
+        optimizer = new_optimizer(rule, own)
+        if isinstance(optimizer, NeedsStatistics):
+            corpus = repr(optimizer.statistics)
+            if corpus not in by_corpus:
+                by_corpus[corpus] = statistics_of(optimizer.statistics)
+            optimizer.use_statistics(by_corpus[corpus], weights.initial)
+        for group in optimizer.param_groups:
+            # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
+            if "fused" in group and group["fused"] is None and not group.get("foreach"):
+                group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
+            elif group.get("foreach", True) is None:
+                group["foreach"] = True
+        optimizers.append(optimizer)
+    return optimizers

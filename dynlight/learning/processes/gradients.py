@@ -1,0 +1,102 @@
+"""Gradients: which gradients a process learns from: its own, or with `ddp` the average of all processes'."""
+
+import signal
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+from torch.nn.parallel import DistributedDataParallel
+
+
+class LearnsTogether(Protocol):
+    """What learns from an average of gradients."""
+
+    weights: Any  # whose `learned` all processes have alike
+
+    @property
+    def updates_of_segment(self) -> int:
+        """Updates that are made from each segment that is learned from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def learn_from(self, loss: Tensor) -> list[bool]:
+        """One update from the gradient of a loss."""
+
+
+class OwnGradients:
+    """Each process learns from its own documents' gradients alone."""
+
+    def end_round(self, learner: LearnsTogether) -> None:
+        """Ends a round, in which each process has read a segment."""
+
+
+class GradientAverage(OwnGradients, Callback):
+    """With `ddp`: one set of weights, which all processes learn by in step, each from documents of its own.
+
+    Formula: of the gradients g_r of the segments that the processes read at the same time, each of a mean over its
+    segment's tokens, the update is made from Σ_r g_r / n, where n counts those processes that have one: an update due at
+    its place in its document, which has not failed. So segments weigh alike, however many processes are at work; a process
+    that has nothing to learn, or has read all its documents, adds 0 and makes the same update. A gradient that is not
+    finite spoils the average, and stops the documents of all that learned in that round.
+    """
+
+    def __init__(self) -> None:
+        self._learners: int | None = None  # n of this round, once it is known
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        strategy = trainer.strategy
+        assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
+        # Buffers are tables that nothing changes; DDP would send them where a backward was made, not everywhere.
+        strategy.model.broadcast_buffers = False
+        if strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
+            hook = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
+            _register_ddp_comm_hook(strategy.model, strategy._ddp_comm_state, *hook)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._learners is None:
+            self._learners = _count(pl_module.device, learns=True)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+        assert self._learners, "a gradient is there, so one process has something to learn"
+        if self._learners < trainer.world_size:  # by which the gradients have been divided
+            gradients = [weight.grad for weight in pl_module.weights.learned if weight.grad is not None]
+            torch._foreach_mul_(gradients, trainer.world_size / self._learners)
+
+    def end_round(self, learner: LearnsTogether) -> None:
+        """Makes the updates of a round in which this process has nothing to learn, but another has."""
+        if self._learners is None:
+            self._learners = _count(learner.device, learns=False)
+            for _ in range(learner.updates_of_segment if self._learners else 0):
+                learner.learn_from(torch.stack([0.0 * weight.sum() for weight in learner.weights.learned]).sum())
+        self._learners = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.strategy.launcher is not None:  # the others would wait for this one's gradients
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+
+
+def _count(device: torch.device, learns: bool) -> int:
+    """How many processes have something to learn in this round; all are to ask for it."""
+    count = torch.tensor(int(learns), device=device)
+    torch.distributed.all_reduce(count)
+    return int(count)
+
+
+class PowerSGD(PowerSGDState):
+    """What torch's `powerSGD_hook` keeps: gradients are sent as products of two thin matrices, their error next time.
+
+    Source: Vogels et al. 2019 (arXiv 1905.13727).
+
+    Args:
+        rank: columns of these matrices; more send more bytes, with less error.
+        start: updates that are sent whole before, at least 2.
+    """
+
+    def __init__(self, rank: int = 4, start: int = 2) -> None:
+        super().__init__(process_group=None, matrix_approximation_rank=rank, start_powerSGD_iter=start)

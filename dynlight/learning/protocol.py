@@ -1,0 +1,47 @@
+"""Protocol: what a number of a run means, in one line, and the names of what scored it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Expert:
+    """What a mixture is made of: the static model, or what a rule learns at its rate."""
+
+    name: str
+    rule: str | None  # None: static
+    rate: float | None
+
+
+STATIC = Expert("static", rule=None, rate=None)
+
+
+def experts_of(optimizers: Sequence[Optimizer], has_static: bool) -> list[Expert]:
+    """The static model, if it is one of them, then each rule with its rate."""
+    experts = [STATIC] * has_static
+    for optimizer in optimizers:
+        rule, rate = type(optimizer).__name__, float(optimizer.defaults["lr"])
+        name = f"{rule}(lr {optimizer.defaults['lr']:g})"
+        same = sum(known.name.partition(" no. ")[0] == name for known in experts)  # they differ in other settings
+        experts.append(Expert(f"{name} no. {same + 1}" if same else name, rule, rate))
+    return experts
+
+
+def protocol(
+    context: Any,
+    parameters: Any,
+    experts: Sequence[Expert],
+    schedule: Any,
+    reset: Any,
+    mixture: Any = None,
+    clip: float | None = None,
+) -> str:
+    """The choices in one line: what a number of this run means."""
+    learning = [expert.name for expert in experts if expert.rule is not None]
+    by = " and ".join(learning) or "nothing (static)"
+    by += f" clipped to {clip:g}" if clip is not None and learning else ""
+    mixed = f"{mixture} · " if mixture is not None else ""
+    return f"context {context} · learns {parameters} · by {by} · {mixed}schedule {schedule} · reset {reset}"

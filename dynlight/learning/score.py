@@ -1,0 +1,65 @@
+"""Score: what one `training_step` committed."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynlight.documents.segments import Segment
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """What each expert of a mixture said of a segment: the static model first, if it is one.
+
+    Shapes: E experts, D documents, S columns of the segment.
+    """
+
+    nats: np.ndarray  # float32 [E, D, S]; NaN where an expert has failed
+    weights: np.ndarray  # float64 [E, D], each expert's mean weight in the mixture over the segment
+    learners: np.ndarray  # bool [learning experts, D], those that read the segment
+
+
+class Digests(NamedTuple):
+    """Digests of each document's learned weights, before they scored a segment and after they learned from it."""
+
+    before: list[str]
+    after: list[str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one `training_step` committed, and what it did; meters read it.
+
+    Shapes: D documents of the segment, S columns.
+    """
+
+    segment: Segment
+    rows: list[int]  # the rows that count: those of documents that have not stopped
+    nats: Tensor  # fp32 [D, S]: 0 in columns not scored; of a mixture float64
+    static_nats: Tensor | None  # fp32 [D, S]
+    sums: list[float]  # nats of each row, summed in float64
+    static_sums: list[float] | None
+    experts: ExpertScores | None = None
+    by_static: frozenset[int] = frozenset()  # rows scored by the initial weights, as the learned ones have failed
+    updates: int = 0  # made by each rule
+    seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
+    digests: Digests | None = None  # where they are asked for
+
+    @classmethod
+    def of(cls, segment: Segment, nats: Tensor, static_nats: Tensor | None, experts: ExpertScores | None) -> Self:
+        """The score of a segment's documents, none of which has stopped so far."""
+        static_sums = None if static_nats is None else _sums_of_rows(static_nats)
+        rows = list(range(len(segment.documents)))
+        return cls(segment, rows, nats, static_nats, _sums_of_rows(nats), static_sums, experts)
+
+    def updates_of(self, row: int) -> int:
+        """Updates that each rule made of a row."""
+        return 0 if row in self.by_static else self.updates
+
+
+def _sums_of_rows(nats: Tensor) -> list[float]:
+    sums: list[float] = nats.sum(dim=1, dtype=torch.float64).tolist()
+    return sums

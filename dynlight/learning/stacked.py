@@ -1,0 +1,258 @@
+"""Stacked: learned weights of many documents, or of one document at many rates, with an axis of rows in front."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from dynlight.choices.parameters import replace_modules
+from dynlight.documents.segments import NOT_SCORED, Context, Segment
+from dynlight.learning.attention import FOLDED
+from dynlight.learning.digests import digest_of, sums_of_bits
+from dynlight.learning.linear import StackedLinear
+from dynlight.learning.mapped import mapped
+from dynlight.learning.weights import Memory, Weights, moved, read, token_nats
+
+
+class Stacked(Weights):
+    """Learned weights with an axis of rows in front, [rows, *shape] each: a row for each document of a wave.
+
+    With several rules, there is a row for each rule's learning from each document. The forward is mapped over the rows
+    (`torch.func.vmap` of `functional_call`); the model's own parameters stay θ0 and are what the static reference reads
+    with, all documents in one batch. Rows lie rule by rule, so that each rule's optimizer, which must be elementwise,
+    updates its rows of all documents in one step:
+
+        rows of 2 rules and a wave of 3 documents       r0 d0 · r0 d1 · r0 d2 · r1 d0 · r1 d1 · r1 d2
+        when document 2 has ended                       r0 d0 · r0 d1 · r1 d0 · r1 d1
+        when rule 1 has failed on document 0            r0 d0 · r0 d1 · r1 d1
+
+    A row that is not needed any more is taken out of weights, memory and optimizer state, and costs nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1) -> None:
+        super().__init__(model, context)
+        own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._names = list(own)
+        self.initial = [parameter.detach() for parameter in own.values()]
+        self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
+        self.learned = [nn.Parameter(storage) for storage in self._storage]
+        self.of_rules = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(rules)]
+        self.owners: list[tuple[int, int]] = []  # of each row, its rule and its document's place in the wave
+        self._spans: list[slice] = []  # of each rule, its rows
+        self._running = documents  # of the wave, always its first ones
+        self._start_wave(documents)
+        model.set_attn_implementation(FOLDED)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                _hold_padding_still(module, module.padding_idx)
+        replace_modules(model, lambda module: StackedLinear.of(module) if type(module) is nn.Linear else None)
+
+    def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
+        super().enter(segment, optimizers)
+        self._digests = (
+            None  # something may have changed them since the last commit, and torch's counts are of all rows
+        )
+
+    def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
+        if documents < self._running:
+            self._running = documents
+            self.static_memory = _rows_of(self.static_memory, slice(documents))
+            self._take([row for row, (_, document) in enumerate(self.owners) if document < documents], optimizers)
+
+    def drop(self, rows: Collection[int], optimizers: Sequence[Optimizer]) -> None:
+        """Takes rows out for good: those of rules that have failed."""
+        self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
+
+    def _read(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
+        """Logits [R, S, V] and next memory (an axis of rows in front), each row under its own weights."""
+        if not self.learned:
+            return read(self.model, segment, memory, self.context)
+
+        def one(weights: dict[str, Tensor], inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+            alone = replace(segment, inputs=inputs[None], targets=segment.targets[:1])
+            logits, kept = read(_WithWeights(self.model, weights), alone, memory, self.context)
+            return logits, kept or []  # vmap takes no None
+
+        weights = dict(zip(self._names, self.learned, strict=True))
+        in_front = (0, 0, None) if memory is None else (0, 0, 0)
+        with mapped():
+            logits, kept = vmap(one, in_dims=in_front)(weights, self._spread(segment.inputs), memory)
+        return logits.squeeze(1), kept or None
+
+    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
+        if not self.owners:
+            return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
+        logits, memory = self._read(segment, self.memory)
+        return token_nats(logits, self._spread(segment.targets)), memory
+
+    def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
+        return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
+
+    @torch.no_grad()
+    def score_static(self, segment: Segment) -> Tensor:
+        self._switch_adapters(False)
+        try:
+            logits, self.static_memory = read(self.model, segment, self.static_memory, self.context)
+        finally:
+            self._switch_adapters(True)
+        return token_nats(logits, segment.targets)
+
+    def clip(self, norm: float) -> None:
+        gradients = [weight.grad for weight in self.learned if weight.grad is not None]
+        squares = torch.stack([gradient.flatten(1).pow(2).sum(dim=1) for gradient in gradients])
+        scale = (norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+        finite = _finite_rows([stack.grad for stack in self.learned if stack.grad is not None])
+        for rows, own, optimizer in self._each(optimizers):
+            if rows.start == rows.stop:
+                continue
+            for weight, stack in zip(own, self.learned, strict=True):
+                weight.grad = None if stack.grad is None else stack.grad[rows]
+            optimizer.step()
+            for weight in own:
+                weight.grad = None
+        for stack in self.learned:
+            stack.grad = None
+        self._digests = None
+        return finite
+
+    @torch.no_grad()
+    def reset(self, documents: int) -> None:
+        rows = documents * len(self.of_rules)
+        for weight, storage, initial in zip(self.learned, self._storage, self.initial, strict=True):
+            weight.data = storage[:rows].copy_(initial)
+        self._start_wave(documents)
+
+    def digests(self, documents: int) -> list[str]:
+        if self._digests is None:
+            self._digests = self._digest(documents)
+        return self._digests
+
+    def _digest(self, documents: int) -> list[str]:
+        """Of each document one digest of its rows by all rules."""
+        if not self.learned:
+            return [digest_of(b"")] * documents
+        rows_of = [[row for row, (_, owner) in enumerate(self.owners) if owner == each] for each in range(documents)]
+        rows = as_index([row for own in rows_of for row in own])
+        sums = torch.stack([sums_of_bits(weight.detach()[rows].flatten(1)) for weight in self.learned], dim=1)
+        by_row = iter(sums.cpu().numpy())
+        return [digest_of(b"".join(next(by_row).tobytes() for _ in own)) for own in rows_of]
+
+    def progress_state(self) -> dict[str, Any]:
+        return {
+            "learned": [weight.data for weight in self.learned],
+            "memory": self.memory,
+            "static_memory": self.static_memory,
+            "owners": self.owners,
+            "running": self._running,
+        }
+
+    @torch.no_grad()
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        for weight, storage, saved in zip(self.learned, self._storage, state["learned"], strict=True):
+            weight.data = storage[: len(saved)].copy_(saved)
+        self.memory, self.static_memory = (
+            moved(state[name], self.model.device) for name in ("memory", "static_memory")
+        )
+        self._start_wave(state["running"])
+        self.owners = state["owners"]
+        self._bind()
+
+    def _start_wave(self, documents: int) -> None:
+        self._running = documents
+        self.owners = [(rule, document) for rule in range(len(self.of_rules)) for document in range(documents)]
+        self._bind()
+
+    def _bind(self) -> None:
+        """Points each rule's weights at its rows."""
+        counts = Counter(rule for rule, _ in self.owners)
+        stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
+        self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]
+        for own, rows in zip(self.of_rules, self._spans, strict=True):
+            for weight, stack in zip(own, self.learned, strict=True):
+                weight.data = stack.data[rows]
+
+    @torch.no_grad()
+    def _take(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
+        """Narrows everything that has rows to some of them."""
+        for rows, own, optimizer in self._each(optimizers):
+            kept = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
+            for weight in own:
+                state = optimizer.state[weight]
+                optimizer.state[weight] = {key: _narrowed(value, weight, kept) for key, value in state.items()}
+        index = as_index(keep)
+        for weight, storage in zip(self.learned, self._storage, strict=True):
+            taken = weight.data[index]
+            # A copy goes to where the rows were at first, so that the memory of those taken out is not held twice.
+            weight.data = storage[: len(keep)].copy_(taken) if isinstance(index, Tensor) else taken
+        self.memory = _rows_of(self.memory, index)
+        self.owners = [self.owners[row] for row in keep]
+        self._bind()
+        self._digests = None
+
+    def _each(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
+        """Each rule's rows and weights with its optimizer; nothing in static evaluation, which has none."""
+        return list(zip(self._spans, self.of_rules, optimizers, strict=True)) if optimizers else []
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """What the documents of a segment have, [D, …], for each of their rows, [R, …]."""
+        if len(self.of_rules) == 1 and len(self.owners) == len(values):
+            return values
+        return values[[document for _, document in self.owners]]
+
+
+class _WithWeights:
+    """A model called with other weights in the place of some of its own."""
+
+    def __init__(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+        self._model = model
+        self._weights = weights
+
+    def __call__(self, **inputs: Any) -> Any:
+        return functional_call(self._model, self._weights, kwargs=inputs)
+
+
+def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
+    """Keeps a token's vector from learning as `padding_idx` does, which is without effect under vmap."""
+    embedding.padding_idx = None
+    embedding.register_forward_hook(
+        lambda _, inputs, output: torch.where((inputs[0] == padding).unsqueeze(-1), output.detach(), output)
+    )
+
+
+def _finite_rows(gradients: list[Tensor]) -> list[bool]:
+    """Whether all of each row's gradients are finite: a sum with one that isn't never is."""
+    sums = [gradient.flatten(1).sum(dim=1) for gradient in gradients]
+    return torch.stack(sums).isfinite().all(dim=0).tolist() if sums else []
+
+
+def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
+    """The memory of some of the rows."""
+    return [(keys[rows], values[rows]) for keys, values in memory] if memory else memory
+
+
+def as_index(rows: Sequence[int]) -> slice | Tensor:
+    """Row numbers as an index: as a slice where they are neighbours, which needs no copy."""
+    if not rows:
+        return slice(0, 0)
+    neighbours = range(rows[0], rows[0] + len(rows))
+    return slice(neighbours.start, neighbours.stop) if list(rows) == list(neighbours) else torch.tensor(rows)
+
+
+def _narrowed(value: Any, weight: Tensor, rows: slice | Tensor) -> Any:
+    """The rows of one entry of an optimizer's state; what all rows share (a step count, statistics) is no row's own."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0:
+        return value.clone()  # a step count goes on by itself
+    return value[rows] if value.shape == weight.shape else value

@@ -1,0 +1,80 @@
+"""Totals: the running sums of a process, in one place: the progress line, series and dashboards read them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dynlight.learning.failures import Stop
+from dynlight.learning.finished import Finished
+from dynlight.learning.score import Score
+
+
+@dataclass
+class Sums:
+    """Nats, adapted and static, and what to divide them by."""
+
+    nats: float = 0.0
+    static_nats: float = 0.0  # 0 without a reference
+    tokens: int = 0
+    bytes: int = 0
+    words: int = 0  # of documents that were read to their end, as words are counted in whole documents
+
+    def add(self, other: "Sums", sign: int = 1) -> None:
+        """Adds other sums, or takes them away again with a sign of −1."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + sign * value)
+
+
+def sums_of(score: Score) -> list[Sums]:
+    """The sums of each row of a score that counts."""
+    static = score.static_sums or [0.0] * len(score.sums)
+    segment = score.segment
+    return [Sums(score.sums[row], static[row], segment.tokens[row], segment.bytes[row]) for row in score.rows]
+
+
+class Totals:
+    """Sums over all that was read, and over the documents that were read to their end.
+
+    A document that stops is taken out again: its nats are in no total, as in the tables of a finished run.
+    """
+
+    def __init__(self) -> None:
+        self.read = Sums()
+        self.whole = Sums()
+        self._running: dict[int, Sums] = {}  # of the documents that are being read
+
+    def add(self, score: Score) -> None:
+        """Adds a segment."""
+        for row, sums in zip(score.rows, sums_of(score), strict=True):
+            document = score.segment.documents[row]
+            self.read.add(sums)
+            self._running.setdefault(document.index, Sums()).add(sums)
+            if document in score.segment.finished:
+                self.whole.add(self._running.pop(document.index))
+                self.whole.words += document.words
+
+    def leave_out(self, failures: Stop) -> None:
+        """Takes out the documents that have stopped."""
+        for stopped in [document for document in self._running if failures.has_stopped(document)]:
+            self.read.add(self._running.pop(stopped), sign=-1)
+
+    def recount(self, finished: Sequence[Finished]) -> None:
+        """Adds the documents that were read to their end before."""
+        for each in finished:
+            if each.failure is None or not each.failure.stopped:
+                nats, static_nats = math.fsum(each.rows.nats), math.fsum(each.rows.static_nats.fillna(0.0))
+                sums = Sums(nats, static_nats, int(each.rows.tokens.sum()), int(each.rows.bytes.sum()))
+                self.read.add(sums)
+                self.whole.add(sums)
+                self.whole.words += each.document.words
+
+    def progress_state(self) -> dict[str, Any]:
+        """All sums: plain data."""
+        running = {document: asdict(sums) for document, sums in self._running.items()}
+        return {"read": asdict(self.read), "whole": asdict(self.whole), "running": running}
+
+    def load_progress_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `progress_state` gave."""
+        self.read, self.whole = Sums(**state["read"]), Sums(**state["whole"])
+        self._running = {document: Sums(**sums) for document, sums in state["running"].items()}

@@ -1,0 +1,150 @@
+"""Rows: those of one document that are not on disk yet, and the columns of the files that they go to."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dynlight.documents.document import Document
+from dynlight.learning.finished import Failure
+from dynlight.learning.flops import Flops
+from dynlight.learning.score import Score
+from dynlight.recording.pieces import BUFFERED, Piece
+
+_KEY = [("document", pa.int32()), ("segment", pa.int32())]
+SCHEMAS = {
+    "segments": pa.schema(
+        _KEY
+        + [("start", pa.int64()), ("tokens", pa.int32()), ("bytes", pa.int64())]
+        + [("nats", pa.float64()), ("static_nats", pa.float64())]
+        + [("learned", pa.bool_()), ("updates", pa.int32())]
+        + [(f"{kind}flops", pa.int64()) for kind in ("", "forward_", "activation_", "weight_", "update_", "static_")]
+    ),
+    "timings": pa.schema(
+        _KEY + [(f"{kind}seconds", pa.float64()) for kind in ("", "scoring_", "learning_", "static_")]
+    ),
+    "tokens": pa.schema(
+        [("document", pa.int32()), ("token", pa.int64()), ("segment", pa.int32()), ("text", pa.string())]
+        + [("nats", pa.float32()), ("static_nats", pa.float32())]
+    ),
+}
+# Of a mixture: what each expert said of a segment, and of each token.
+MIXTURE_SCHEMAS = {
+    "tokens": SCHEMAS["tokens"].append(pa.field("expert_nats", pa.list_(pa.float32()))),
+    "experts": pa.schema(
+        [("document", pa.int32()), ("segment", pa.int32()), ("expert", pa.int16()), ("tokens", pa.int32())]
+        + [("nats", pa.float64()), ("share", pa.float64())]
+    ),
+}
+
+
+class BufferedRows:
+    """The rows of one document that are not on disk yet."""
+
+    def __init__(self, document: Document, first: int, schemas: dict[str, pa.Schema]) -> None:
+        self.document = document
+        self._schemas = schemas
+        self.first = self.stop = first  # segments
+        self.is_last = False
+        self.failure: Failure | None = None
+        self._buffered: dict[str, list[tuple[Any, ...]]] = {name: [] for name in schemas if name != "tokens"}
+        self._tokens = 0  # buffered, of each of which there is something in each of:
+        self._of_tokens: dict[str, np.ndarray] = {}  # float32 [tokens, …] by column
+
+    def add(self, score: Score, of_tokens: dict[str, np.ndarray], flops: Flops, row: int) -> None:
+        """Takes what a row of a segment scored, and what was said of each token, [D, S] or [D, S, E]."""
+        cut, columns = score.segment.cut, score.segment.scored[row]
+        self._buffered["segments"].append(self._segment(score, flops, row))
+        self._buffered["timings"].append(self._timing(score))
+        if score.experts is not None:
+            self._buffered["experts"] += self._experts(score, row)
+        stop = self._tokens + score.segment.tokens[row]
+        for name, values in of_tokens.items():
+            if name not in self._of_tokens:
+                room = min(BUFFERED * values.shape[1], len(self.document) - cut.start)
+                self._of_tokens[name] = np.empty((room, *values.shape[2:]), np.float32)
+            # Copied: what is kept of each segment by itself would leave holes in memory that the next doesn't fit into.
+            self._of_tokens[name][self._tokens : stop] = values[row, columns]
+        self._tokens, self.stop = stop, cut.index + 1
+
+    def take(self) -> Piece:
+        """All of them as a piece, from now on buffered no longer."""
+        failure = asdict(self.failure) if self.failure is not None else None
+        piece = Piece(self.document.index, self.first, self.stop, self.is_last, failure, self._tables())
+        self.first, self._tokens = self.stop, 0
+        for rows in self._buffered.values():
+            rows.clear()
+        return piece
+
+    def _tables(self) -> dict[str, pa.Table]:
+        if not self._buffered["segments"]:
+            return {name: schema.empty_table() for name, schema in self._schemas.items()}
+        tables = {}
+        for name, rows in self._buffered.items():
+            fields = zip(zip(*rows, strict=True), self._schemas[name], strict=True)
+            arrays = [pa.array(column, field.type) for column, field in fields]
+            tables[name] = pa.Table.from_arrays(arrays, schema=self._schemas[name])
+        return tables | {"tokens": self._token_table()}
+
+    def _segment(self, score: Score, flops: Flops, row: int) -> tuple[Any, ...]:
+        cut = score.segment.cut
+        learners = 1 if score.experts is None else int(score.experts.learners[:, row].sum())
+        updates = learners * score.updates_of(row)
+        return (
+            self.document.index,
+            cut.index,
+            cut.start,
+            score.segment.tokens[row],
+            score.segment.bytes[row],
+            score.sums[row],
+            None if score.static_sums is None else score.static_sums[row],
+            updates > 0,
+            updates,
+            *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
+        )
+
+    def _timing(self, score: Score) -> tuple[Any, ...]:
+        # Documents scored together took their time together: each is given its share.
+        shared = {part: seconds / len(score.segment.documents) for part, seconds in score.seconds.items()}
+        return (
+            self.document.index,
+            score.segment.cut.index,
+            sum(shared.values()),
+            *(shared["scoring"], shared["learning"], shared["static"]),
+        )
+
+    def _experts(self, score: Score, row: int) -> list[tuple[Any, ...]]:
+        assert score.experts is not None, "only a mixture has them"
+        columns, weights = score.segment.scored[row], score.experts.weights[:, row].tolist()
+        nats = score.experts.nats[:, row, columns].astype(np.float64).sum(axis=1).tolist()
+        index, tokens = score.segment.cut.index, score.segment.tokens[row]
+        return [
+            (self.document.index, index, expert, tokens, nats[expert], weights[expert]) for expert in range(len(nats))
+        ]
+
+    def _token_table(self) -> pa.Table:
+        start, tokens = self._buffered["segments"][0][2], self._tokens
+        of_tokens = {name: values[:tokens] for name, values in self._of_tokens.items()}
+        static = of_tokens.get("static_nats")
+        columns = [
+            pa.array([self.document.index] * tokens, pa.int32()),
+            pa.array(range(start, start + tokens), pa.int64()),
+            pa.array([row[1] for row in self._buffered["segments"] for _ in range(row[3])], pa.int32()),
+            pa.array(self.document.pieces(start, start + tokens), pa.string()),
+            pa.array(of_tokens["nats"], pa.float32()),
+            pa.nulls(tokens, pa.float32()) if static is None else pa.array(static, pa.float32()),
+        ]
+        if "expert_nats" in of_tokens:
+            columns.append(pa.array(list(of_tokens["expert_nats"]), pa.list_(pa.float32())))
+        return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
+
+
+def columns_of_tokens(score: Score) -> dict[str, np.ndarray]:
+    """What was said of each token, by column: [D, S], of experts [D, S, E]."""
+    columns = {"nats": score.nats.cpu().numpy()}
+    if score.static_nats is not None:
+        columns["static_nats"] = score.static_nats.cpu().numpy()
+    if score.experts is not None:
+        columns["expert_nats"] = score.experts.nats.transpose(1, 2, 0)
+    return columns

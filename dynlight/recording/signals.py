@@ -1,0 +1,48 @@
+"""Signals: SIGTERM and SIGINT, by which somebody asks a run to stop."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
+    """A signal told the run to stop."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
+
+
+class Signals:
+    """SIGTERM and SIGINT as `Interrupted`: at once, or while segments are read after the present one.
+
+    A second one stops at once whatever is going on, as the checkpoint before it is as good.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {signum: signal.getsignal(signum) for signum in _STOP}
+        self.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._before.items():
+                signal.signal(signum, handler)
+
+    def listen(self) -> None:
+        """Takes the signals over; only a process's main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in _STOP:
+                signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        is_second, self.received = self.received is not None, signum
+        if is_second or not self.waits:
+            raise Interrupted(signum)

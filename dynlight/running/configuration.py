@@ -1,0 +1,149 @@
+"""Configuration: the settings of a run, parsed and made into what they name; nothing is read or loaded here."""
+
+import inspect
+import pydoc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from lightning.pytorch import Trainer
+
+from dynlight.choices import context  # noqa: F401 - its classes, which a YAML names without their module
+from dynlight.choices.mixture import Mixture
+from dynlight.choices.parameters import Parameters
+from dynlight.choices.reset import ResetWeights
+from dynlight.choices.schedule import UpdateFrequency
+from dynlight.choices.update import Update
+from dynlight.documents.segments import Context
+from dynlight.errors import SettingError, require
+from dynlight.learning.checks import check_precision
+from dynlight.learning.stream import DocumentStream
+from dynlight.recording.checkpoint import CheckpointPeriod
+from dynlight.running.messages import ConfigFile, one_line, setting_names
+from dynlight.running.pretrained import Pretrained
+
+# What DynamicEvaluation takes of a configuration.
+CHOICES = (
+    "context",
+    "parameters",
+    "update",
+    "schedule",
+    "reset",
+    "reference",
+    "clip",
+    "rates",
+    "mixture",
+    "on_failure",
+)
+# What a user may set of Lightning's Trainer; the rest follows from reading each document once.
+_TRAINER_SETTINGS = {
+    "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
+    "benchmark", "profiler", "plugins",
+}  # fmt: skip
+# What has its default where a YAML gives nothing; the parser lets null pass for any type.
+_NOT_NULL = ("model.dtype", "schedule", "schedule.passes", "reset", "trainer", "seed")
+
+
+def parser() -> ArgumentParser:
+    """The settings of a run: each section's keys are the arguments of the class that it makes."""
+    set_parsing_settings(import_path_denylist=[])  # refuse what jsonargparse would warn of: a YAML that names os.system
+    settings = ArgumentParser(prog="python -m dynlight.fit", exit_on_error=False, allow_abbrev=False)
+    settings.add_argument("--config", action=ConfigFile)
+    settings.add_class_arguments(Pretrained, "model")
+    settings.add_class_arguments(DocumentStream, "data")
+    settings.add_subclass_arguments(Context, "context", required=True)
+    settings.add_subclass_arguments(Parameters, "parameters", default={"class_path": "dynlight.All"})
+    settings.add_argument("--update", type=Update | list[Update] | None, default=None)
+    settings.add_class_arguments(UpdateFrequency, "schedule")
+    settings.add_class_arguments(ResetWeights, "reset")
+    settings.add_argument("--reference", type=Literal["static"] | None, default="static")
+    settings.add_argument("--clip", type=float | None, default=None)
+    settings.add_argument("--rates", type=list[float] | None, default=None)
+    settings.add_argument("--mixture", type=Mixture | None, default=None)
+    others = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
+    settings.add_class_arguments(Trainer, "trainer", skip=others, instantiate=False)
+    settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})
+    settings.add_argument("--on_failure", type=Literal["stop", "static"], default="stop")
+    settings.add_argument("--checkpoint", type=CheckpointPeriod | None, default={"minutes": 5.0})
+    settings.add_argument("--seed", type=int, default=0)
+    settings.add_argument("--out", type=str | None, default=None)
+    settings.add_argument("--overwrite", type=bool, default=False)
+    return settings
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """The configuration that the arguments describe.
+
+    Raises:
+        SettingError: in one line, if they describe none.
+    """
+    settings = parser()
+    try:
+        config = settings.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise _of_a_class(error) or SettingError.worded(one_line(str(error), setting_names(settings))) from error
+    defaults = settings.get_defaults(skip_validation=True)
+    for name in _NOT_NULL:
+        if config.get(name, ...) is None:
+            config[name] = defaults[name]
+    return config
+
+
+def instantiate(config: Namespace) -> Namespace:
+    """What a configuration names, made: classes in the place of their settings.
+
+    Raises:
+        SettingError: if a class refuses its settings.
+    """
+    check_settings(config)
+    try:
+        return parser().instantiate(config)
+    except ValueError as error:
+        if (own := _of_a_class(error)) is None:
+            raise
+        raise own from error
+
+
+def check_settings(config: Namespace) -> None:
+    """Raises SettingError where settings are wrong, or contradict each other, whatever is made of them."""
+    _check_rates(config)
+    require(0 <= config.seed < 2**32, "seed", f"be from 0 to {2**32 - 1}", got=config.seed)
+    check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
+
+
+def folder_of(config: Namespace) -> Path:
+    """The run's folder."""
+    name = Path(str(config.config[0])).stem if config.config else "run"
+    return Path(config.out or Path("runs") / name)
+
+
+def save(config: Namespace, path: Path) -> None:
+    """Writes a configuration as YAML, every default in it."""
+    parser().save(config, path, skip_unset=False, overwrite=True)
+
+
+def told_settings(config: Namespace) -> dict[str, Any]:
+    """The settings that W&B is told."""
+    settings = config.as_dict()
+    return {name: settings[name] for name in ("model", "data", "seed", *CHOICES)}
+
+
+def _of_a_class(error: BaseException | None) -> SettingError | None:
+    """The SettingError by which a class refused its settings, where the parser has wrapped it into errors of its own."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _check_rates(config: Namespace) -> None:
+    """Raises SettingError where a rule is given a rate of its own that nothing would use."""
+    if config.rates is None and config.mixture is None:
+        return
+    chosen = config["update"]  # `config.update` is the namespace's own method
+    for rule in chosen if isinstance(chosen, list) else [chosen] if chosen else []:
+        usual = inspect.signature(pydoc.locate(rule.class_path)).parameters.get("lr")  # type: ignore[arg-type]
+        if usual is not None and (given := rule.init_args.lr) != usual.default:
+            raise SettingError(
+                "update.lr", "be left out where there are rates or a mixture", got=given, advice=f"set rates: [{given}]"
+            )

@@ -1,0 +1,120 @@
+"""Run: what a configuration describes, and the one place where it is put together to be read."""
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from dynlight.documents.document import Document
+from dynlight.errors import SettingError, require
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.learning.processes.processes import way_of
+from dynlight.learning.stream import DocumentStream
+from dynlight.running.configuration import CHOICES, instantiate, parse
+from dynlight.running.trainer import on_one_device, silent_trainer
+
+
+class Run:
+    """What a configuration describes; tokenizer, documents and weights are read when they are asked for.
+
+    Args:
+        config: as `parse` gives it.
+
+    Raises:
+        SettingError: if its settings cannot be run.
+    """
+
+    def __init__(self, config: Namespace) -> None:
+        self.config = config
+        self.choices = instantiate(config)
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> "Run":
+        """The run that the arguments of `python -m dynlight.fit` describe, to be read without logging it anywhere."""
+        config = parse(arguments)
+        config.trainer.logger = False
+        return cls(config)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of a model that the context can read."""
+        self.choices.context.check(self.choices.model.config())
+        return self.choices.model.load_tokenizer()
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The documents, each token of which the model has an embedding for."""
+        documents: list[Document] = self.choices.data.load(self.tokenizer)
+        _check_tokens(documents, self.outline.model.get_input_embeddings().num_embeddings)
+        return documents
+
+    @cached_property
+    def outline(self) -> DynamicEvaluation:
+        """The module without weights, on torch's `meta` device."""
+        return DynamicEvaluation(self.choices.model.outline(), self.tokenizer, **self.chosen())
+
+    def check(self, trainer: Trainer) -> None:
+        """Raises SettingError where this trainer cannot read as the choices say; no weights are loaded."""
+        outline, together = self.outline, self.choices.data.together
+        outline.check(trainer, together)
+        if self.choices.model.is_compiled:
+            sharded = "with trainer.strategy model_parallel" if way_of(trainer.strategy) == "sharded" else ""
+            stacked = "where each document or rate has a row of its own" if together != 1 or outline.mixture else ""
+            require(not (sharded or stacked), "model.compile", f"be false {sharded or stacked}", got="true")
+
+    def chosen(self, **changes: Any) -> dict[str, Any]:
+        """The choices that a module is made of, with changes; those that hold state are made anew each time."""
+        chosen = {name: self.choices[name] for name in CHOICES} | changes
+        return {name: value if name == "update" else copy.deepcopy(value) for name, value in chosen.items()}
+
+    def module(self, model: Any = None, digests: bool = False, **changes: Any) -> DynamicEvaluation:
+        """The module that reads, ready for a Trainer; everything random begins at the configuration's seed.
+
+        Args:
+            model: the model with its weights; None: it is loaded.
+            digests: whether its scores carry digests.
+            changes: of the choices.
+        """
+        seed_everything(self.config.seed, verbose=False)
+        model = self.choices.model.load() if model is None else model
+        return DynamicEvaluation(model, self.tokenizer, digests=digests, **self.chosen(**changes))
+
+    def read(
+        self,
+        module: DynamicEvaluation,
+        documents: Sequence[Document],
+        meters: Sequence[Callback] = (),
+        together: int | Literal["auto"] | None = None,
+        trainer: Trainer | None = None,
+    ) -> DynamicEvaluation:
+        """Reads documents with a module, in this process alone, shows nothing, and returns the module as it is then.
+
+        Args:
+            module: that reads.
+            documents: that it reads.
+            meters: callbacks that look on.
+            together: how many documents adapt at once (default: as the configuration says).
+            trainer: another Trainer than one of the configuration's settings, on one device.
+        """
+        together = self.choices.data.together if together is None else together
+        stream = DocumentStream.of(documents, 1 if together == "auto" else together)
+        if trainer is None:
+            trainer = silent_trainer(on_one_device(copy.deepcopy(self.choices.trainer)), meters, Path.cwd())
+        trainer.fit(module, stream)
+        return module
+
+
+def _check_tokens(documents: Sequence[Document], rows: int) -> None:
+    """Raises SettingError where a document has a token that the model has no embedding for."""
+    for document in documents:
+        if (highest := max(document.prefix, int(document.tokens.max()) if len(document) else 0)) >= rows:
+            raise SettingError(
+                "model.tokenizer",
+                f"give ids below {rows}, the rows of the model's embedding",
+                got=f"{highest} in {document.name}",
+                advice="choose the tokenizer that the model was trained with",
+            )
