@@ -34,6 +34,7 @@ check: $(VENV)/dev.stamp ## run format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(PYTEST) --quiet -m "not slow"
 
 format: $(VENV)/dev.stamp ## write the format, and mend what the linter can

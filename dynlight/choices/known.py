@@ -6,12 +6,15 @@ import sysconfig
 
 def known_subclasses(base: type) -> list[type]:
     """The subclasses of a class that dynlight's choices or a user's own code have defined by now, not other libraries."""
-    found: list[type] = base.__subclasses__()
-    return [kind for kind in [*found, *(each for one in found for each in known_subclasses(one))] if _is_known(kind)]
+    direct: list[type] = base.__subclasses__()
+    return [kind for kind in [*direct, *(each for one in direct for each in known_subclasses(one))] if _is_known(kind)]
 
 
 def _is_known(kind: type) -> bool:
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    is_installed = file.startswith((sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")))
-    is_ours = kind.__module__.startswith("dynlight.")
-    return kind.__module__.startswith("dynlight.choices.") if is_ours else not is_installed
+    module = sys.modules.get(kind.__module__)
+    if getattr(module, kind.__name__, None) is not kind:  # no YAML could name it
+        return False
+    if kind.__module__.startswith("dynlight."):
+        return kind.__module__.startswith("dynlight.choices.")
+    file = getattr(module, "__file__", None) or ""
+    return not file.startswith((sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")))

@@ -1,6 +1,7 @@
 """Messages: what the parser finds wrong with a configuration, said in one line in the words of the YAML."""
 
 import difflib
+import importlib
 import inspect
 import pydoc
 import re
@@ -80,11 +81,23 @@ def one_line(message: str, settings: Iterable[str]) -> str:
     got = rest[0].split("\n")[0].split(". Got value: ")[0] if rest else "something else"
     if setting in _CLASSES:
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
-        return f"{setting}.class_path must be {_classes_of(setting)}, got {named[1] if named else _flat(got)}"
+        name = named[1] if named else _flat(got)
+        return f"{setting}.class_path must be {_classes_of(setting)}, got {name}{_why_not_imported(name)}"
     if wanted := _EXPECTED.get(setting) or _expected(expected):
         return f"{setting} must be {wanted}, got {_flat(got)}"
     innermost = next(line for line in reversed(cause.splitlines()) if line.strip())
     return f"{setting} must be something else, got {_flat(got)}; the parser says: {_flat(innermost)}"
+
+
+def _why_not_imported(class_path: str) -> str:
+    """What is wrong with the module of a class, if it cannot be imported."""
+    module = class_path.rpartition(".")[0]
+    try:
+        if module:
+            importlib.import_module(module)
+    except Exception as error:  # whatever a user's module raises
+        return f", whose module cannot be imported: {_flat(str(error))}"
+    return ""
 
 
 def _classes_of(section: str) -> str:
