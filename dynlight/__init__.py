@@ -1,5 +1,6 @@
 """dynlight: dynamic evaluation of language models. A document is a training stream."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,14 @@ _MODULES = {
     "TransformerXL": "choices.context",
     "UpdateFrequency": "choices.schedule",
 }
+# Modules of version 0.1.0, by which a configuration of its runs may name a class: `dynlight.strategies.PowerSGD`.
+_EARLIER = ("context", "flops", "mixture", "parameters", "progress", "records", "schedule", "strategies", "updates")
 __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EARLIER:
+        return sys.modules[__name__]
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"dynlight.{_MODULES[name]}"), name)

@@ -166,7 +166,7 @@ class InPlace(Weights):
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.of_rules = [self.learned]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
-        self._version: list[tuple[int, int]] = []  # of the weights that `_digests` is of
+        self._digested: list[tuple[int, int]] = []  # of the weights that `_digests` is of
 
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """Nothing to take out: one document is all there is."""
@@ -210,8 +210,8 @@ class InPlace(Weights):
         # To avoid a second pass over all weights, the digest is made anew only if torch's count of changes of a tensor
         # has moved. Writes through `.data` go round that count; they still change the digest after the next update.
         version = [(weight.data_ptr(), weight._version) for weight in self.learned]
-        if self._digests is None or version != self._version:
-            self._digests, self._version = [self._digest()], version
+        if self._digests is None or version != self._digested:
+            self._digests, self._digested = [self._digest()], version
         return self._digests * documents
 
     def _digest(self) -> str:

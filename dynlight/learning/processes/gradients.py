@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
@@ -54,9 +53,10 @@ class GradientAverage(OwnGradients, Callback):
         assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
         # Buffers are tables that nothing changes; DDP would send them where a backward was made, not everywhere.
         strategy.model.broadcast_buffers = False
-        if strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
-            hook = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
-            _register_ddp_comm_hook(strategy.model, strategy._ddp_comm_state, *hook)
+        hook, wrapper = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
+        if hook is not None and strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
+            hook = hook if wrapper is None else wrapper(hook)
+            strategy.model.register_comm_hook(strategy._ddp_comm_state, hook)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._learners is None:
