@@ -5,6 +5,8 @@ wandb itself is imported only where it is used: that takes a second.
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import IO, Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dynlight.durable import sync_to_disk, write_text
+from dynlight.durable import sync_to_disk
 from dynlight.errors import SettingError
 from dynlight.recording.report.tables import documents_table
 
@@ -125,7 +127,7 @@ class Points:
 
     | logger | which points |
     |---|---|
-    | W&B, which never goes back | those that it was not told |
+    | W&B, which never goes back | those that it hasn't got |
     | CSV, TensorBoard, which begin anew | all |
     | any other, of which nothing is known | those after the checkpoint |
 
@@ -140,9 +142,7 @@ class Points:
         self._lines: IO[bytes] | None = None
         self._file = file
         self._resumes = resumes
-        loggers = list(loggers)
-        told = _told_before(file) if resumes and loggers and file is not None else 0
-        self._loggers = [(logger, _points_held(logger, told) if resumes else 0) for logger in loggers]
+        self._loggers = [(logger, _points_held(logger) if resumes else 0) for logger in loggers]
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
@@ -200,28 +200,30 @@ def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes
         logger.log_metrics(axes | drawn | weights)
 
 
-def _points_held(logger: Logger, told: int) -> int | None:
-    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known.
-
-    Args:
-        logger: of the run.
-        told: how many points all loggers were told before.
-    """
+def _points_held(logger: Logger) -> int | None:
+    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known."""
     if isinstance(logger, CSVLogger | TensorBoardLogger):
         return 0
     if not isinstance(logger, WandbLogger):
         return None
     run = logger.experiment
-    return told if run.offline else run.step
+    if not run.offline:
+        return run.step
+    # What W&B was told last may not have come to disk when the run was killed, so its files are looked into.
+    folder = Path(run.dir).parent
+    steps = [-1]
+    for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):
+        if earlier != folder:
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(earlier)]
+            lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+            steps += [_step(json.loads(line)) for line in lines]
+    return max(steps) + 1
 
 
-def _told_before(file: Path) -> int:
-    """How many points loggers were told by earlier parts of a run; they may be more than there are lines now."""
-    most = file.with_name("points.told")
-    lines = file.read_bytes().count(b"\n") if file.exists() else 0
-    told = max(lines, int(most.read_text()) if most.exists() else 0)
-    write_text(most, str(told))
-    return told
+def _step(record: dict[str, Any]) -> int:
+    """The number of the point that a record of W&B holds; −1: it holds none."""
+    item = record.get("history", {}).get("item", {})
+    return item["_step"] if "tokens" in item else -1
 
 
 def _wandb_loggers(loggers: Iterable[Logger]) -> list[WandbLogger]:
