@@ -185,7 +185,8 @@ def _module_state(state: dict[str, Any]) -> dict[str, Any]:
     if "totals" in module:
         return module
     sums = state["callbacks"].get("FlopsLogger", {})
-    read = module["adapted"] | {"static_nats": module["static"]["nats"]}
+    has_loggers = "axes" in sums and sums["axes"]["tokens"] > 0  # then it left documents out that had stopped
+    read = sums["read"] if has_loggers else module["adapted"] | {"static_nats": module["static"]["nats"]}
     failures = {
         document: {"segment": segment, "reason": module["reasons"][document], "stopped": name == "failed"}
         for name in ("failed", "unlearned")
