@@ -238,7 +238,7 @@ def test_where_wandb_cannot_be_reached_one_line_says_so_and_no_folder_is_left(ru
     online.init.side_effect = wandb.errors.CommError("no such host\nwhile retrying")
     folder, _, output = run(WANDB, status=2)
     assert output.err == (
-        "error: trainer.logger must be a WandbLogger that reaches W&B, got: no such host while retrying; set "
+        "error: trainer.logger must be a WandbLogger that reaches W&B, got one that says: no such host while retrying; set "
         "WANDB_MODE=offline\n"
     )
     assert not folder.exists()

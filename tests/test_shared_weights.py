@@ -12,7 +12,7 @@ from processes import run_all
 from dynlight import DocumentStream, Pretrained, TransformerXL
 from dynlight.choices.schedule import due
 from dynlight.documents.waves import deal, segments
-from dynlight.learning.weights import InPlace, token_nats
+from dynlight.learning.weights import InPlace, read, token_nats
 from dynlight.recording.ledger import faults_of
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file: one process has more to read by far
@@ -74,7 +74,8 @@ def in_lockstep(library):
         for rank, segment in enumerate(together):
             if segment is None:
                 continue
-            logits, memories[rank] = weights.read(segment, None if segment.is_first else memories[rank])
+            memory = None if segment.is_first else memories[rank]
+            logits, memories[rank] = read(model, segment, memory, context)
             nats = token_nats(logits, segment.targets)
             found[segment.documents[0].index, segment.cut.index] = float(nats.detach().double().sum())
             if due(segment.cut.index, EVERY):

@@ -26,6 +26,7 @@ from dynlight import (
 from dynlight.documents.document import tokenize
 from dynlight.documents.waves import segments, waves
 from dynlight.learning.linear import StackedLinear
+from dynlight.learning.mapped import mapped
 
 LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -48,21 +49,21 @@ def assert_same(one, other, relative=1e-5):
             torch.testing.assert_close(torch.cat(a), torch.cat(b), rtol=1e-4, atol=1e-4)
 
 
-def compare(architecture="llama", context=None, together=3, documents=DOCUMENTS, **choices):
+def compare(architecture="llama", context=None, together=(3,), documents=DOCUMENTS, **choices):
+    """Documents read together, as many at once as each number says, against each alone."""
     context = context or TransformerXL(16, 24)
     choices = {"update": SGD, "reference": "static"} | choices
     alone = run(tiny(architecture), documents, context, **choices)
-    beside = run(tiny(architecture), documents, context, together=together, **choices)
-    assert_same(beside.nats, alone.nats)
-    assert_same(beside.static, alone.static)
-    return alone, beside
+    for count in together:
+        beside = run(tiny(architecture), documents, context, together=count, **choices)
+        assert_same(beside.nats, alone.nats)
+        assert_same(beside.static, alone.static)
 
 
-@pytest.mark.parametrize("together", [2, 5, 16])
 @pytest.mark.parametrize("context", [Overlapping(16, 40), TransformerXL(16, 24)], ids=str)
 @pytest.mark.parametrize("parameters", [All(), LoRA(rank=2), Matching(names="mlp"), Matching(blocks=[-1, -1])], ids=str)
-def test_neighbours_change_nothing(together, context, parameters):
-    compare(context=context, together=together, parameters=parameters)
+def test_neighbours_change_nothing(context, parameters):
+    compare(context=context, together=(2, 5, 16), parameters=parameters)
 
 
 @pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "llama"])
@@ -125,12 +126,13 @@ def test_static_evaluation():
 @pytest.mark.parametrize(
     ("parameters", "update", "at_most"),
     [
-        (All(), SGD, 0.8),
-        (LoRA(rank=4), partial(torch.optim.Adam, lr=3e-3), 0.9),
+        pytest.param(All(), SGD, 0.8, marks=pytest.mark.exhaustive),
+        pytest.param(LoRA(rank=4), partial(torch.optim.Adam, lr=3e-3), 0.9, marks=pytest.mark.exhaustive),
         (LoRA(rank=4), partial(torch.optim.SGD, lr=0.3), 2.0),  # unstable: worse than static
     ],
     ids=["all", "lora", "unstable"],
 )
+@pytest.mark.slow
 def test_errors_do_not_grow_over_300_segments(parameters, update, at_most):
     """Real text, and rates at which learning changes much, so that a difference in the last bit would show."""
     tiny_books = Pretrained("tiny-books")
@@ -215,7 +217,7 @@ RAGGED = [random_tokens(length, seed) for seed, length in enumerate((33, 34, 35,
 def test_rows_that_are_filled_score_what_they_score_alone(context, choices):
     if "rates" in choices:
         choices = choices | {"update": torch.optim.SGD}
-    compare(context=context, together=5, documents=RAGGED, **choices)
+    compare(context=context, together=(5,), documents=RAGGED, **choices)
 
 
 class FillWith(Callback):
@@ -295,7 +297,8 @@ def test_a_stacked_linear_map_is_that_of_each_document_alone(shape, learns):
         if name in learns
     }
     x = torch.randn(3, *shape, requires_grad=True)
-    y = vmap(lambda own, x: functional_call(stacked, own, x))(weights, x)
+    with mapped():
+        y = vmap(lambda own, x: functional_call(stacked, own, x))(weights, x)
     gradients = torch.autograd.grad((y**2).sum(), [x, *weights.values()])
     for row in range(3):
         own = {name: weight[row] for name, weight in weights.items()}
