@@ -1,11 +1,9 @@
-"""The package as it leaves this folder: what the wheel holds, what is declared, what importing does, what README says."""
+"""The package as it leaves this folder: what the wheel holds, what is declared, what importing does."""
 
 import ast
 import importlib.metadata
 import inspect
 import os
-import pkgutil
-import re
 import subprocess
 import sys
 import textwrap
@@ -20,10 +18,12 @@ from packaging.utils import canonicalize_name
 
 import dynlight
 
-ROOT = Path(__file__).parent.parent
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PACKAGE = ROOT / "dynlight"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-MODULES = sorted(PACKAGE.glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+WINGS = [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE]
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 
@@ -42,14 +42,10 @@ def files_in_git() -> list[Path]:
     return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
 
 
-def blocks(*languages: str) -> list[str]:
-    """README's code blocks in these languages."""
-    readme = ROOT / "README.md"
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", readme.read_text("utf-8"), re.M | re.S) if readme.exists() else []
-    return [code for language, code in found if language in languages]
-
-
 # The wheel
+
+DATA = {f"dynlight/assets/tiny-books/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+DATA |= {"dynlight/py.typed", "dynlight/recording/report/report.html.jinja", "dynlight/pretraining/card.md.jinja"}
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):
@@ -61,7 +57,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     described = {each for each in inside if each.startswith("dynlight-0.1.0.dist-info/")}
     package = {str(path.relative_to(ROOT)) for path in files_in_git() if path.is_relative_to(PACKAGE)}
     assert inside - described == package
-    assert {"dynlight/py.typed", "dynlight/report.html.jinja", "dynlight/assets/tiny-books/config.json"} <= package
+    assert inside >= DATA
     assert "dynlight-0.1.0.dist-info/licenses/LICENSE" in described
 
 
@@ -91,9 +87,24 @@ def test_public_names_are_listed():
         _ = dynlight.Nothing
 
 
+def test_public_names_are_the_same_to_a_type_checker():
+    (block,) = (
+        node for node in ast.parse(FILES[MODULES.index("dynlight")].read_text("utf-8")).body if isinstance(node, ast.If)
+    )
+    checked = {alias.name: each.module for each in block.body for alias in each.names}
+    assert {name: f"dynlight.{module}" for name, module in dynlight._MODULES.items()} == checked
+
+
+@pytest.mark.parametrize("path", WINGS, ids=lambda path: path.parent.name)
+def test_a_wing_says_what_it_is_and_nothing_else(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1, "who needs a name of a wing imports it from its file"
+
+
 def _private_uses(path: Path) -> Iterator[str]:
     """Names with a leading underscore that a file takes from a module of dynlight."""
-    modules, files = set(), {path.stem for path in MODULES}
+    modules, files = set(), {path.stem for path in FILES}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynlight":
             modules |= {alias.asname or alias.name for alias in node.names}
@@ -108,23 +119,34 @@ def _is_private(name: str) -> bool:
 
 
 def test_private_names_stay_in_their_module():
-    files = [*MODULES, *(ROOT / "experiments").rglob("*.py")]
+    files = [*FILES, *(ROOT / "experiments").rglob("*.py")]
     assert {path.name: list(_private_uses(path)) for path in files if any(_private_uses(path))} == {}
 
 
 # Importing
 
 
+def _imported() -> set[str]:
+    """The top-level modules that dynlight imports and that are no part of Python."""
+    names = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names
+
+
+LIBRARIES = f"import {', '.join(sorted(_imported() - {'dynlight'}))}, lightning.pytorch"
+
+
 def test_importing_leaves_no_trace(tmp_path):
-    names = [f"dynlight.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE)])]
-    third_party = sorted(_imported() - {"dynlight"})
     script = f"""
         import importlib, logging, os, sys, warnings
         import dynlight
         assert "torch" not in sys.modules, "import dynlight must not wait for torch"
-        for name in {third_party}:
-            importlib.import_module(name)
-        import lightning.pytorch, torch, transformers, peft, wandb, datasets, matplotlib
+        {LIBRARIES}
         def state():
             return {{
                 "environment": dict(os.environ),
@@ -138,7 +160,7 @@ def test_importing_leaves_no_trace(tmp_path):
                 "path": list(sys.path),
             }}
         before = state()
-        for name in {names}:
+        for name in {MODULES}:
             importlib.import_module(name)
         after = state()
         changed = [key for key in before if before[key] != after[key]]
@@ -148,19 +170,46 @@ def test_importing_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_module_may_be_imported_first(tmp_path):
+    """Each in a process of its own, that has the libraries already and nothing of dynlight."""
+    script = f"""
+        import importlib, os, sys, traceback
+        {LIBRARIES}
+        assert "dynlight" not in sys.modules
+        failed = []
+        for name in {MODULES}:
+            if (child := os.fork()) == 0:
+                try:
+                    importlib.import_module(name)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                failed.append(name)
+        assert not failed, failed
+    """
+    run(sys.executable, "-c", textwrap.dedent(script), folder=tmp_path)
+
+
+def test_the_help_is_there_at_once(tmp_path):
+    """In less than a CPU second, the interpreter's start included; the quicker of two, as the first may read from disk."""
+    seconds = []
+    for _ in range(2):
+        command = [sys.executable, "-X", "importtime", "-m", "dynlight.fit", "--help"]
+        with (tmp_path / "imports").open("w+") as imports:
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=imports)
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        seconds.append(usage.ru_utime + usage.ru_stime)
+    assert min(seconds) < 1
+    imported = {line.rpartition("|")[2].strip() for line in (tmp_path / "imports").read_text().splitlines()}
+    assert "dynlight.running.help" in imported
+    assert {"torch", "transformers"}.isdisjoint(imported)
+
+
 # What is declared
-
-
-def _imported() -> set[str]:
-    """The top-level modules that dynlight imports and that are no part of Python."""
-    names = set()
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names
 
 
 def test_dependencies_are_what_is_imported():
@@ -220,43 +269,3 @@ INDEX = ["py" + "pi.org", "python" + "hosted", "--index" + "-url", "find" + "-li
 @pytest.mark.parametrize("text", [*MACHINE, *INDEX])
 def test_no_file_names_a_machine_or_an_index(text):
     assert [str(path.relative_to(ROOT)) for path in files_in_git() if text.encode() in path.read_bytes()] == []
-
-
-# README
-
-
-def test_every_block_of_readme_is_tested_here_or_is_output():
-    assert blocks("python")
-    assert blocks("bash")
-    languages = set(re.findall(r"^```(\w+)$", (ROOT / "README.md").read_text("utf-8"), re.M))
-    assert languages <= {"python", "bash", "yaml", "text"}
-
-
-def test_links_in_readme_lead_somewhere():
-    text = (ROOT / "README.md").read_text("utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
-    assert [target for target in targets if not (ROOT / target).exists()] == []
-
-
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
-def test_python_in_readme_runs(code, tmp_path):
-    run(sys.executable, "-c", code, folder=tmp_path, WANDB_MODE="offline")
-
-
-@pytest.mark.parametrize("text", blocks("yaml"), ids=lambda text: text.strip().splitlines()[0])
-def test_yaml_in_readme_is_a_run(text, tmp_path):
-    (tmp_path / "run.yaml").write_text(text, "utf-8")
-    run(sys.executable, "-m", "dynlight.fit", "--config", "run.yaml", "--print_config", folder=tmp_path)
-
-
-@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines()])
-def test_commands_in_readme_exist(line):
-    command = line.partition("#")[0].split()
-    if command[:1] == ["make"]:
-        assert f"\n{command[1]}:" in (ROOT / "Makefile").read_text("utf-8")
-    if command[:2] == ["python", "-m"]:
-        path = ROOT / command[2].replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
-    for argument in command:
-        if argument.startswith(("configs/", "experiments/", "dynlight/")):
-            assert (ROOT / argument).exists()
