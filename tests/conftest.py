@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 from folders import save_documents, save_model
+from shortcuts import shortcuts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +27,18 @@ def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(PROSE, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=8)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture of the test is made."""
+    shortcuts.choose(item)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shortcuts():
+    with shortcuts.taken():
+        yield
 
 
 @pytest.fixture(scope="session")

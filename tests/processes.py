@@ -45,14 +45,17 @@ def run_all(folder: Path, processes: int, configs: dict[str, dict]) -> list[dict
 
 
 def main(arguments: list[str]) -> None:
+    from shortcuts import shortcuts
+
     from dynlight import fit
 
     statuses = []
-    for file, port in zip(arguments[::2], arguments[1::2], strict=True):
-        os.environ["MASTER_PORT"] = port
-        devices = yaml.safe_load(Path(file).read_text())["trainer"]["devices"]
-        takes_part = int(os.environ["LOCAL_RANK"]) < devices
-        statuses.append(fit.main(["--config", file]) if takes_part else 0)
+    with shortcuts.taken():
+        for file, port in zip(arguments[::2], arguments[1::2], strict=True):
+            os.environ["MASTER_PORT"] = port
+            devices = yaml.safe_load(Path(file).read_text())["trainer"]["devices"]
+            takes_part = int(os.environ["LOCAL_RANK"]) < devices
+            statuses.append(fit.main(["--config", file]) if takes_part else 0)
     print(*statuses)
 
 

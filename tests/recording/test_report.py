@@ -27,7 +27,7 @@ from dynlight.recording.report.tables import Rows, documents_table, scores
 from dynlight.recording.report.terminal import printed_table
 from dynlight.recording.report.text import si, terminal_width
 
-pytestmark = pytest.mark.filterwarnings("error")  # no empty mean, no missing glyph
+pytestmark = [pytest.mark.page, pytest.mark.filterwarnings("error")]  # no empty mean, no missing glyph
 
 MODULES = "argparse inspect typing ast difflib pickle tarfile turtle decimal doctest zipfile statistics".split()
 SECONDS = ["scoring_seconds", "learning_seconds", "static_seconds"]

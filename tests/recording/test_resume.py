@@ -16,9 +16,7 @@ from folders import configuration, save_model
 from lightning.pytorch import Callback
 
 from dynlight import fit
-from dynlight.learning.flops import FlopCounter, Flops
 from dynlight.recording import ledger, pieces, sealed
-from dynlight.recording.report import page
 from dynlight.running import fitting
 
 SAME = ["segments.parquet", "tokens.parquet", "documents.csv", "receipt.json"]
@@ -60,9 +58,6 @@ class StopAt(Callback):
 def run(library, tmp_path, monkeypatch, capsys):
     """Runs a configuration, or goes on with one, and stops it after so many segments."""
     monkeypatch.chdir(tmp_path)
-    # What costs most time in a short run, and no interruption has to do with: measuring shapes, drawing.
-    monkeypatch.setattr(FlopCounter, "count", lambda self, score, row=0: Flops(score.nats.shape[1], score.updates))
-    monkeypatch.setattr(page, "render", lambda *arguments: "")
     make_trainer = fitting.make_trainer
 
     def run(*arguments, changes=None, stop=None, out="out", model="llama"):
@@ -423,7 +418,7 @@ def test_long_documents_come_in_groups_wherever_they_were_cut(run, library, tmp_
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same():
-    command = [sys.executable, str(Path(__file__).with_name("torture.py")), "--kills", "5", "--runs", "together"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "torture.py"), "--kills", "5", "--runs", "together"]
     command += ["--kills-of-two", "0", "--inputs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

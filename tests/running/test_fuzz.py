@@ -134,6 +134,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("together", [1, 4])
 def test_every_byte_of_any_text_is_counted_and_scored(byte_tokenizer, tmp_path, together):
     (tmp_path / "texts").mkdir()

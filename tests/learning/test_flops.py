@@ -13,6 +13,8 @@ from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDyn
 from dynlight.documents.segments import Cut
 from dynlight.learning.flops import Flops
 
+pytestmark = pytest.mark.flops
+
 BLOCKS = 4
 FIRST_MAPS = {  # of a block, those that read its input
     "llama": ("q_proj", "k_proj", "v_proj"),

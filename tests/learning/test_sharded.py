@@ -144,7 +144,10 @@ def test_one_process_prints(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "every", "kept"), [(1, "document", 2), (0, "never", 0)])
+@pytest.mark.parametrize(
+    ("rank", "every", "kept"),
+    [(1, "document", 2), pytest.param(0, "never", 0, marks=pytest.mark.exhaustive)],
+)
 def test_a_run_that_was_cut_short_goes_on(library, tmp_path, rank, every, kept):
     callback = {"class_path": "meddling.FailIn", "init_args": {"rank": rank, "segment": 25}}
     config = configuration(library / "model", f"{library}/documents/*.txt", tmp_path / "out")
@@ -166,7 +169,7 @@ def test_a_run_that_was_cut_short_goes_on(library, tmp_path, rank, every, kept):
 
 
 def command(folder, *arguments):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
     environment.pop("LOCAL_RANK", None)
     start = [sys.executable, "-m", "dynlight.fit", *arguments]

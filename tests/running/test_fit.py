@@ -26,7 +26,7 @@ from dynlight.running.configuration import parse, parser
 from dynlight.running.help import help_text
 from dynlight.running.messages import setting_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAME_IN_EVERY_RUN = ["segments.parquet", "tokens.parquet", "documents.csv"]
 
 

@@ -15,7 +15,7 @@ from dynlight.pretraining.learning import Pretraining
 from dynlight.pretraining.muon import PreciseMuon
 from dynlight.pretraining.windows import TextWindows, WindowStream, read_texts, train_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ASSET = ROOT / "dynlight" / "assets" / "tiny-books"
 CONFIG = str(ROOT / "configs" / "pretrain_tiny.yaml")
 MODEL = {

@@ -11,6 +11,7 @@ from folders import configuration, save_documents
 from scipy.stats import ttest_rel
 
 from dynlight import fit
+from dynlight.recording.report import files
 from dynlight.recording.report.rates import best_rate_sentence, paired_margin
 
 RATES = [0.02, 0.1]
@@ -82,7 +83,9 @@ def test_the_weights_are_logged(library, mixed):
     np.testing.assert_allclose(weights.sum(axis=1), 1)
 
 
+@pytest.mark.page
 def test_a_person_sees_the_rates(library, mixed, capsys):
+    files.write(library / "mixed")
     page = (library / "mixed/report.html").read_text()
     assert "<h2>Learning rates</h2>" in page
     for name in ("static", "SGD(lr 0.02)", "SGD(lr 0.1)", "mixture", "bits per byte of each rate alone"):

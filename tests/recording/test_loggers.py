@@ -26,7 +26,7 @@ from dynlight.recording.checkpoint import Checkpoint
 from dynlight.recording.series import SERIES
 from dynlight.running.configuration import parse
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 WANDB = {"class_path": "WandbLogger", "init_args": {"project": "a project"}}
 
 

@@ -9,6 +9,7 @@ from running import document, random_tokens, run
 from safetensors.torch import load_file, save_file
 
 from dynlight import DocumentStream, GradientStatistics, Matching, Overlapping, RMSDynamic, TransformerXL
+from dynlight.choices.update import elementwise_rules, is_elementwise
 from dynlight.learning.weights import token_nats
 
 
@@ -156,3 +157,63 @@ def test_every_optimizer_of_torch_learns_and_resets(name):
     static = run(tiny(), [tokens], TransformerXL(16, 32))
     assert torch.equal(torch.cat(twice.nats[0]), torch.cat(twice.nats[1]))
     assert not torch.equal(torch.cat(twice.nats[0])[16:], torch.cat(static.nats[0])[16:])
+
+
+OF_TORCH = [
+    rule for rule in vars(torch.optim).values() if isinstance(rule, type) and issubclass(rule, torch.optim.Optimizer)
+]
+
+
+@pytest.mark.parametrize("rule", [*OF_TORCH, RMSDynamic], ids=lambda rule: rule.__name__)
+def test_a_trial_tells_which_rules_treat_each_weight_by_itself(rule):
+    assert is_elementwise(rule) == (rule.__name__ in [*ELEMENTWISE, "RMSDynamic"])
+    assert (rule.__name__ in elementwise_rules()) == is_elementwise(rule)
+
+
+class SignDescent(torch.optim.Optimizer):
+    """θ ← θ − η sign(g): each weight by itself."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self.move(weight, weight.grad, group["lr"])
+
+    def move(self, weight, gradient, rate):
+        weight.sub_(gradient.sign(), alpha=rate)
+
+
+class NormalisedDescent(SignDescent):
+    """θ ← θ − η g / ‖g‖: all weights of a tensor together."""
+
+    def move(self, weight, gradient, rate):
+        weight.sub_(gradient / (gradient.norm() + 1e-12), alpha=rate)
+
+
+def test_a_users_rule_adapts_documents_together_if_it_treats_each_weight_by_itself():
+    assert is_elementwise(partial(SignDescent, lr=1e-3))
+    documents = [random_tokens(length, length) for length in (40, 33, 17)]
+    found = [
+        run(tiny(), documents, TransformerXL(16, 24), together=together, update=partial(SignDescent, lr=1e-4))
+        for together in (1, 3)
+    ]
+    static = run(tiny(), documents, TransformerXL(16, 24))
+    for alone, beside, unlearned in zip(found[0].nats, found[1].nats, static.nats, strict=True):
+        alone, beside, unlearned = (torch.cat(each).double().sum().item() for each in (alone, beside, unlearned))
+        assert beside == pytest.approx(alone, rel=1e-5)
+        assert alone != pytest.approx(unlearned, rel=1e-4), "what is learned must matter"
+
+
+def test_a_users_rule_that_looks_at_a_norm_adapts_one_document_at_a_time():
+    update = partial(NormalisedDescent, lr=1e-2)
+    assert not is_elementwise(update)
+    run(tiny(), [[1, 2]], TransformerXL(16, 24), update=update)
+    message = "update.class_path must be a rule that treats each weight by itself .*, got NormalisedDescent"
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), [[1, 2], [3]], TransformerXL(16, 24), together=2, update=update)
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), [[1, 2]], TransformerXL(16, 24), update=update, rates=[0.1])

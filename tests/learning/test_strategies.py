@@ -23,7 +23,7 @@ from dynlight import fit
 from dynlight.documents.waves import deal
 from dynlight.recording.ledger import faults_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TWO = {"accelerator": "cpu", "devices": 2, "strategy": "document_parallel"}
 TEXTS = {"a": 40, "b": 9, "c": 23, "d": 0, "e": 31, "f": 1, "g": 15}  # sentences in each file
 SAME_FILES = ["segments.parquet", "tokens.parquet", "documents.csv"]
@@ -232,8 +232,13 @@ def test_the_command_starts_the_other_processes(library, tmp_path):
 @pytest.mark.parametrize(
     ("rank", "how", "message"),
     [
-        (0, "bug", "RuntimeError: a bug in one process"),
-        (1, "bug", "error: process 1 failed of RuntimeError: a bug in one process; its traceback stands above"),
+        pytest.param(0, "bug", "RuntimeError: a bug in one process", marks=pytest.mark.exhaustive),
+        pytest.param(
+            1,
+            "bug",
+            "error: process 1 failed of RuntimeError: a bug in one process; its traceback stands above",
+            marks=pytest.mark.exhaustive,
+        ),
         (1, "kill", "error: process 1 ended with status -9"),
     ],
 )
@@ -251,7 +256,11 @@ def test_an_error_in_one_process_ends_all(library, tmp_path, rank, how, message)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [(2, 1), (1, 2), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "devices",
+    [(2, 1), *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ((1, 2), (2, 1, 2)))],
+    ids=str,
+)
 def test_a_run_goes_on_with_another_number_of_devices(runs, library, tmp_path, devices):
     one, _, _ = folders(runs, "alone")
     out = tmp_path / "alone"  # the name stands in the summary
