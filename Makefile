@@ -7,15 +7,16 @@ INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --
 # for each other at each of thousands of small operations.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS)
+# A file's tests run in one process, so that what they share is made once.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit test torture check format golden benchmark ladder clean
+.PHONY: help quickstart audit test test-all torture check format golden benchmark ladder clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "A new $(VENV) is made with PYTHON, 3.11 or later: make test PYTHON=python3.12"
 
 quickstart: $(VENV)/core.stamp ## read Python's library and learn it on the way: a table, and runs/quickstart/report.html
@@ -24,7 +25,10 @@ quickstart: $(VENV)/core.stamp ## read Python's library and learn it on the way:
 audit: $(VENV)/core.stamp ## try from outside whether the quickstart's scores are honest: a table, and runs/quickstart-audit/audit.json
 	$(BIN)/python -m dynlight.audit --config configs/quickstart.yaml
 
-test: $(VENV)/test.stamp ## run the whole test suite
+test: $(VENV)/test.stamp ## run the test suite: every way through the code
+	$(PYTEST) -m "not exhaustive"
+
+test-all: $(VENV)/test.stamp ## run it with every combination: half an hour
 	$(PYTEST)
 
 torture: $(VENV)/test.stamp ## kill runs at random moments, go on with them, and compare what they leave byte for byte
@@ -35,7 +39,7 @@ check: $(VENV)/dev.stamp ## run format, lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) --quiet -m "not slow"
+	$(PYTEST) --quiet -m "not slow and not exhaustive"
 
 format: $(VENV)/dev.stamp ## write the format, and mend what the linter can
 	$(BIN)/ruff check --fix --quiet --exit-zero .
