@@ -1,0 +1,108 @@
+"""A run that version 0.1.0 left unfinished goes on: its checkpoints kept the module's running sums thrice."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from folders import configuration
+from lightning.pytorch import Callback
+
+from dynlight import fit
+from dynlight.recording.sealed import seal, unseal
+from dynlight.running import fitting
+
+ROWS = ["segments.parquet", "tokens.parquet", "documents.csv", "receipt.json"]
+SGD = {"class_path": "SGD", "init_args": {}}
+CHOICES = {
+    "alone": {},
+    "together": {"together": 2, "parameters": {"class_path": "LoRA", "init_args": {"rank": 2}}},
+    "mixture": {"together": 2, "update": SGD, "rates": [0.02, 0.1]},
+    "a document has stopped": {"update": {"class_path": "SGD", "init_args": {"lr": 1e6}}},
+    "one is finished statically": {
+        "update": {"class_path": "SGD", "init_args": {"lr": 1e6}},
+        "together": 2,
+        "on_failure": "static",
+    },
+}
+
+
+class StopAfter(Callback):
+    """Tells this process to stop after so many segments."""
+
+    def __init__(self, segments):
+        self.left = segments
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def run(library, tmp_path, monkeypatch, capsys):
+    """Begins a run, or goes on with it, and stops it after so many segments; its status, and what was said."""
+    monkeypatch.chdir(tmp_path)
+    make_trainer = fitting.make_trainer
+
+    def run(*arguments, stop=None):
+        callbacks = [] if stop is None else [StopAfter(stop)]
+        monkeypatch.setattr(
+            fitting, "make_trainer", lambda settings, meters, out: make_trainer(settings, [*callbacks, *meters], out)
+        )
+        return fit.main([*map(str, arguments)]), capsys.readouterr().err
+
+    return run
+
+
+def as_version_0_1_0_left_it(checkpoint, has_loggers):
+    """Rewrites a checkpoint of today in the old form."""
+    state = unseal(checkpoint)
+    module, logged = state["module"], state["callbacks"]["FlopsLogger"]
+    failures, totals = module.pop("failures"), module.pop("totals")
+    module["log_weights"] = module.pop("predictor")
+    module["failed"] = {document: each["segment"] for document, each in failures.items() if each["stopped"]}
+    module["unlearned"] = {document: each["segment"] for document, each in failures.items() if not each["stopped"]}
+    module["reasons"] = {document: each["reason"] for document, each in failures.items()}
+    read = totals["read"]
+    counts = {"tokens": read["tokens"], "bytes": read["bytes"]}
+    if module["failed"]:  # it left nothing out of these sums
+        counts = {name: count + 16 for name, count in counts.items()}
+    module["adapted"] = {"nats": read["nats"]} | counts
+    module["static"] = {"nats": read["static_nats"]} | counts
+    nothing = dict.fromkeys(read, 0)
+    logged |= totals if has_loggers else {"read": nothing, "whole": nothing, "running": {}}
+    seal(checkpoint, state)
+
+
+@pytest.mark.parametrize("has_loggers", [True, False], ids=["with a logger", "without one"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_run_of_version_0_1_0_goes_on_to_the_same_rows(run, library, tmp_path, name, has_loggers):
+    choices, status = CHOICES[name], 3 if name == "a document has stopped" else 0
+    config = configuration(library / "model", f"{library}/documents/*.txt", tmp_path / "out")
+    config["data"]["together"] = choices.get("together", 1)
+    config |= {setting: value for setting, value in choices.items() if setting != "together"}
+    csv = {"class_path": "CSVLogger", "init_args": {"save_dir": "logs", "name": "csv"}}
+    config["trainer"] = {"accelerator": "cpu", "logger": csv if has_loggers else False}
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    assert run("--config", "run.yaml")[0] == status
+    (tmp_path / "out").rename(tmp_path / "whole")
+    if has_loggers:
+        Path("logs").rename("logs of the whole")
+    assert run("--config", "run.yaml", stop=6)[0] == 143
+    (checkpoint,) = Path("out/unfinished").glob("rank0-*.sealed")
+    as_version_0_1_0_left_it(checkpoint, has_loggers)
+    assert run("--resume", tmp_path / "out", stop=2)[0] == 143  # what it writes then is of today's form
+    found, said = run("--resume", tmp_path / "out")
+    assert (found, "cannot be used" in said) == (status, False)
+    for file in ROWS:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
+    summaries = [json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("whole", "out")]
+    assert summaries[0]["nats"] == summaries[1]["nats"]
+    if has_loggers:
+        whole, out = (pd.read_csv(next(Path(logs).rglob("metrics.csv"))) for logs in ("logs of the whole", "logs"))
+        series = [column for column in whole if "seconds" not in column]
+        pd.testing.assert_frame_equal(whole[series], out[series], rtol=1e-12)
