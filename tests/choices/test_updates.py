@@ -170,8 +170,8 @@ def test_a_trial_tells_which_rules_treat_each_weight_by_itself(rule):
     assert (rule.__name__ in elementwise_rules()) == is_elementwise(rule)
 
 
-class SignDescent(torch.optim.Optimizer):
-    """θ ← θ − η sign(g): each weight by itself."""
+class SquashedDescent(torch.optim.Optimizer):
+    """θ ← θ − η tanh(g): each weight by itself."""
 
     def __init__(self, params, lr=1e-3):
         super().__init__(params, {"lr": lr})
@@ -184,10 +184,10 @@ class SignDescent(torch.optim.Optimizer):
                     self.move(weight, weight.grad, group["lr"])
 
     def move(self, weight, gradient, rate):
-        weight.sub_(gradient.sign(), alpha=rate)
+        weight.sub_(gradient.tanh(), alpha=rate)
 
 
-class NormalisedDescent(SignDescent):
+class NormalisedDescent(SquashedDescent):
     """θ ← θ − η g / ‖g‖: all weights of a tensor together."""
 
     def move(self, weight, gradient, rate):
@@ -195,14 +195,14 @@ class NormalisedDescent(SignDescent):
 
 
 def test_a_users_rule_adapts_documents_together_if_it_treats_each_weight_by_itself():
-    assert is_elementwise(partial(SignDescent, lr=1e-3))
+    assert is_elementwise(partial(SquashedDescent, lr=0.01))
     documents = [random_tokens(length, length) for length in (40, 33, 17)]
-    found = [
-        run(tiny(), documents, TransformerXL(16, 24), together=together, update=partial(SignDescent, lr=1e-4))
+    runs = [
+        run(tiny(), documents, TransformerXL(16, 24), together=together, update=partial(SquashedDescent, lr=0.01))
         for together in (1, 3)
     ]
     static = run(tiny(), documents, TransformerXL(16, 24))
-    for alone, beside, unlearned in zip(found[0].nats, found[1].nats, static.nats, strict=True):
+    for alone, beside, unlearned in zip(runs[0].nats, runs[1].nats, static.nats, strict=True):
         alone, beside, unlearned = (torch.cat(each).double().sum().item() for each in (alone, beside, unlearned))
         assert beside == pytest.approx(alone, rel=1e-5)
         assert alone != pytest.approx(unlearned, rel=1e-4), "what is learned must matter"

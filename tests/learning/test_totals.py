@@ -44,8 +44,8 @@ class Keep(Callback):
 def read(together=1, callbacks=(), **choices):
     records, keep = Records(), Keep()
     choices = {"update": SGD, "reference": "static"} | choices
-    found = run(tiny(), DOCUMENTS, TransformerXL(16, 24), [*callbacks, records, keep], together, **choices)
-    return found.module, records, keep
+    done = run(tiny(), DOCUMENTS, TransformerXL(16, 24), [*callbacks, records, keep], together, **choices)
+    return done.module, records, keep
 
 
 def sums_of(segments, indices, words=True):

@@ -96,8 +96,8 @@ def test_a_run_of_version_0_1_0_goes_on_to_the_same_rows(run, library, tmp_path,
     (checkpoint,) = Path("out/unfinished").glob("rank0-*.sealed")
     as_version_0_1_0_left_it(checkpoint, has_loggers)
     assert run("--resume", tmp_path / "out", stop=2)[0] == 143  # what it writes then is of today's form
-    found, said = run("--resume", tmp_path / "out")
-    assert (found, "cannot be used" in said) == (status, False)
+    ended, said = run("--resume", tmp_path / "out")
+    assert (ended, "cannot be used" in said) == (status, False)
     for file in ROWS:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
     summaries = [json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("whole", "out")]
