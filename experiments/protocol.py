@@ -23,15 +23,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import seed_everything
 
-from dynlight import fit
 from dynlight.choices.update import usual_rates
-from dynlight.learning.module import DynamicEvaluation
+from dynlight.documents.document import Document
 from dynlight.recording.records import Records
 from dynlight.recording.report.rates import nats_by_document
+from dynlight.running.configuration import parse
+from dynlight.running.run import Run
+from dynlight.running.trainer import quiet
+from experiments import results
 from experiments.grid import Scale, arguments, digest, model_of, run_of, weights_of
-from experiments.results import RUNS
 
 WIDER = 10**0.5  # one step of the search for a rate
 MOST_STEPS = 8
@@ -41,24 +42,24 @@ SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
 
 
 class Reading:
-    """One run of `dynlight.fit`'s arguments without files: its tables, and the model as it was left.
+    """One run of `dynlight.fit`'s arguments without files: its tables, and the module that read.
 
-    A model that another reading left, or documents that are nowhere on disk, may stand in for those of the arguments.
+    Args:
+        arguments: of `dynlight.fit`.
+        model: read by in place of the arguments' own, and not learned from; None: their own.
+        documents: read in place of the arguments' own; None: their own.
     """
 
-    def __init__(self, arguments: Sequence[str], model: Any = None, data: Any = None) -> None:
-        fit.quiet()
+    def __init__(
+        self, arguments: Sequence[str], model: Any = None, documents: Sequence[Document] | None = None
+    ) -> None:
+        quiet()
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        choices = fit.parser().instantiate(fit.parse(arguments))
-        tokenizer = choices.model.load_tokenizer()
-        seed_everything(choices.seed, verbose=False)
-        chosen = {name: choices[name] for name in fit.CHOICES}
-        if model is not None:  # as another reading left it
-            chosen["update"] = chosen["rates"] = chosen["mixture"] = None
-        self.module = DynamicEvaluation(model or choices.model.load(), tokenizer, **chosen)
+        run = Run.of(arguments)
+        documents = run.documents if documents is None else documents
+        frozen = {} if model is None else {"update": None, "rates": None, "mixture": None}
         self.records = Records()
-        choices.trainer.logger = False
-        fit.silent_trainer(choices.trainer, [self.records]).fit(self.module, data or choices.data)
+        self.module = run.read(run.module(model, **frozen), documents, [self.records])
 
     @property
     def rates(self) -> list[float]:
@@ -93,7 +94,7 @@ def measure(name: str, point: dict[str, Any], scale: Scale, every: int | None = 
         every: how many tokens a row is of; None: a document.
     """
     test = run_of(name, point, scale)
-    is_mixed = fit.parse(test).mixture is not None
+    is_mixed = parse(test).mixture is not None
     rate = None if is_mixed else choose_rate(test, scale)[0]
     learned = test if is_mixed else [*test, "--rates=null", f"--update.lr={rate}"]
     found = {"adapted": adapted(learned, every), "static": static(test, every)}
@@ -109,8 +110,7 @@ def choose_rate(test: Sequence[str], scale: Scale) -> tuple[float, dict[float, f
     The search begins at the configuration's `rates` (else at those that suit its rule) and is widened by half a decade at
     the edge where its best lies, until it lies within.
     """
-    config = fit.parse(test)
-    rates = sorted(config.rates or _usual(config))
+    rates = sorted(parse(test).rates or _usual(test))
     tried: dict[float, float] = {}
     for _ in range(1 if scale.quick else MOST_STEPS):
         tried |= try_rates(test, rates, scale)
@@ -128,12 +128,12 @@ def statistics(name: str, point: dict[str, Any], scale: Scale) -> str:
     """What `RMSDynamic` knows of the gradients, as its setting: taken once from other books, then read from a file."""
     described = {"data": scale.statistics, "segments": 8 if scale.quick else 200}
     taken = {**described, "run": run_of(name, {}, scale), "weights": weights_of(model_of(name, point, scale))}
-    file = RUNS / "statistics" / f"{digest(taken)}.safetensors"
+    file = results.RUNS / "statistics" / f"{digest(taken)}.safetensors"
     return json.dumps({**described, "file": str(file)})
 
 
-def _usual(config: Any) -> list[float]:
-    choices = fit.parser().instantiate(config)
+def _usual(test: Sequence[str]) -> list[float]:
+    choices = Run.of(test).choices
     width = choices.model.config().get_text_config().hidden_size
     return usual_rates(choices["update"], width, choices.parameters.are_adapters)
 
@@ -156,9 +156,9 @@ def rounded(rate: float) -> float:
 
 
 def adapted(learned: Sequence[str], every: int | None = None) -> pd.DataFrame:
-    """The test set, learned from; if learning fails on a document, the unlearned weights read the rest of it."""
+    """The test set, learned from; if learning fails on a document, the initial weights read the rest of it."""
     reading = Reading([*learned, "--reference=null", "--on_failure=stop"])
-    if reading.module.failed:
+    if reading.module.failures.of_documents:
         reading = Reading([*learned, "--reference=static", "--on_failure=static"])
     return reading.sums(every)
 
@@ -190,7 +190,7 @@ def equal_flops(test: Sequence[str], adapted: pd.DataFrame, every: int | None) -
 
 
 def _trained_window(test: Sequence[str]) -> int:
-    model = fit.parser().instantiate(fit.parse(test)).model
+    model = Run.of(test).choices.model
     known = [window for start, window in TRAINED_WINDOWS.items() if model.pretrained.startswith(start)]
     return known[0] if known else int(model.config().get_text_config().max_position_embeddings)
 
@@ -208,11 +208,11 @@ def wrong_document(learned: Sequence[str], scale: Scale, every: int | None = Non
 
 def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]) -> pd.DataFrame:
     """What `read` finds, read once for each configuration: points of a grid share the static model and their rates."""
-    config = fit.parse(arguments).as_dict()
+    config = parse(arguments).as_dict()
     described = {key: str(value) for key, value in config.items() if key not in ("config", "out")}
     described["reads"] = str(getattr(read, "func", read).__name__) + str(getattr(read, "keywords", ""))
     described["weights"] = weights_of(config["model"]["pretrained"])
-    path = RUNS / "kept" / f"{digest(described)}.csv"
+    path = results.RUNS / "kept" / f"{digest(described)}.csv"
     if not path.exists():
         found = read(arguments)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,8 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from dynlight import fit
-from dynlight.learning.stream import DocumentStream
 from dynlight.recording.report.rates import paired_margin
+from dynlight.running.run import Run
 from experiments import grid, pictures, protocol
 from experiments.grid import Scale
 from experiments.memory.planted import PLACES, SMALL_PLACES, Pair
@@ -37,23 +36,20 @@ def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     base = [*grid.run_of("memory", settings, scale), f"--rates={RATES[rule]}", *(SMALL if scale.quick else [])]
     if rule == "RMSDynamic":
         base += SMALL_STATISTICS if scale.quick else STATISTICS
-    pairs, together = pairs_of(base, scale)
+    pairs = pairs_of(base, scale)
     base += [f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"]
-    rows = rows_of(base, pairs, together)
+    rows = rows_of(base, pairs)
     if rule == "SGD":
-        alone = rows_of([*base, "--context.memory=0", "--reference=null"], pairs, together)
+        alone = rows_of([*base, "--context.memory=0", "--reference=null"], pairs)
         rows = pd.concat([rows, alone.assign(role="without_memory")], ignore_index=True)
     return rows
 
 
-def pairs_of(base: list[str], scale: Scale) -> tuple[list[Pair], int]:
-    """The books in two copies each, with what is planted in them, and how many are read together."""
-    choices = fit.parser().instantiate(fit.parse(base))
-    tokenizer = choices.model.load_tokenizer()
-    books = choices.data.load(tokenizer)
-    places, others = (SMALL_PLACES, 5) if scale.quick else (PLACES, 16)
-    pairs = [Pair(book, books[number - 1], number, tokenizer, places, others) for number, book in enumerate(books)]
-    return pairs, choices.data.together
+def pairs_of(base: list[str], scale: Scale) -> list[Pair]:
+    """The books in two copies each, with what is planted in them."""
+    run = Run.of(base)
+    books, (places, others) = run.documents, (SMALL_PLACES, 5) if scale.quick else (PLACES, 16)
+    return [Pair(book, books[number - 1], number, run.tokenizer, places, others) for number, book in enumerate(books)]
 
 
 def again(rows: pd.DataFrame) -> tuple[float, float]:
@@ -63,23 +59,21 @@ def again(rows: pd.DataFrame) -> tuple[float, float]:
     """
     scale = Scale.read()
     base = [*grid.run_of("memory", {}, scale), "--rates=[0.03]", "--data.documents=1"]
-    pairs, together = pairs_of(base, scale)
-    found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs, together)
+    pairs = pairs_of(base, scale)
+    found = rows_of([*base, f"--schedule.every={{0: 1, {pairs[0].length}: {NEVER}}}"], pairs)
     known = rows[(rows["update"] == "{class_path: SGD}") & (rows.document == pairs[0].name) & (rows.rate == 0.03)]
     book = [own[(own.role == "adapted") & (own.kind == "book")].nats.sum() for own in (found, known)]
     return book[0], book[1]
 
 
-def rows_of(arguments: list[str], pairs: list[Pair], together: int) -> pd.DataFrame:
+def rows_of(arguments: list[str], pairs: list[Pair]) -> pd.DataFrame:
     """The sums of what was asked: of each expert, book, kind and lag, where it was planted and where it was not.
 
     All experts read together, so FLOPs and seconds are those of all, in proportion to tokens.
     """
+    # As they were put together: of their text alone, a plant's first token might become another.
     documents = [document for number, pair in enumerate(pairs) for document in pair.documents(2 * number)]
-    names = [document.name for document in documents]
-    stream = DocumentStream.from_texts([document.text for document in documents], names, together=together)
-    stream.loaded = documents  # as they were put together: cut anew, a plant's first token may be another
-    reading = protocol.Reading(arguments, data=stream)
+    reading = protocol.Reading(arguments, documents=documents)
     nats = {document: np.stack(group) for document, group in reading.records.tokens.groupby("document").expert_nats}
     learners = len(reading.rates)
     costs = reading.sums()[["tokens", "flops", "seconds"]].sum()

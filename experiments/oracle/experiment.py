@@ -3,7 +3,6 @@
 import copy
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from dynlight import fit
 from dynlight.documents.document import prefix_token
 from dynlight.learning.stream import DocumentStream
+from dynlight.running.run import Run
 from experiments import grid, pictures, protocol, results
 from experiments.grid import Scale
 from experiments.oracle import loop
@@ -33,7 +32,6 @@ CORPUS = {"path": "text", "data_files": "../shared/data/books/train/114*.txt", "
 SMALL_CORPUS = {"path": "text", "data_files": "dynlight/choices/*.py", "max_tokens": 256}
 ADAM = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-10}
 LORA = {"rank": 8, "alpha": 8, "targets": ["q_proj", "v_proj", "lm_head"]}
-STATISTICS = Path("runs/experiments/oracle")
 
 
 def measure(settings: dict[str, Any], scale: Scale, documents_read: int | None = None) -> pd.DataFrame:
@@ -42,9 +40,9 @@ def measure(settings: dict[str, Any], scale: Scale, documents_read: int | None =
     window = SMALL_WINDOW if scale.quick else WINDOW
     base = grid.run_of("oracle", {}, scale)
     base += [f"--data.documents={documents_read}"] if documents_read else []
-    choices = fit.parser().instantiate(fit.parse(base))
-    tokenizer, model = choices.model.load_tokenizer(), choices.model.load()
-    documents = [document.tokens.tolist() for document in choices.data.load(tokenizer)]
+    run = Run.of(base)
+    tokenizer, model = run.tokenizer, run.choices.model.load()
+    documents = [document.tokens.tolist() for document in run.documents]
     began = time.perf_counter()
     if method == "golf_lora":
         by_hand, arguments = golf_lora(model, documents, prefix_token(tokenizer), window, base)
@@ -88,7 +86,7 @@ def gpt2(
         if method == "gpt2_paper":
             sizes = [(size / count).sqrt() for size in sizes]
     if method != "gpt2_paper":  # whose statistics dynlight collects by itself
-        file = STATISTICS / f"{method}.safetensors"
+        file = results.RUNS / "oracle" / f"{method}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(zip(learned, sizes, strict=True)), file)
         statistics = {"file": str(file)}
@@ -117,7 +115,7 @@ def golf_lora(
         setting("update", "Adam", ADAM),
         f"--data.together={len(documents)}",
     ]
-    choices = fit.parser().instantiate(fit.parse([*base, *arguments]))
+    choices = Run.of([*base, *arguments]).choices
     ours = choices.model.load()
     choices.parameters.prepare(ours)
     end = ".lora_A.default.weight"  # A is random, so the loop begins with the values that dynlight begins with

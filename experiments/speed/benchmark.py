@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
@@ -43,14 +42,16 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
-from dynlight.recording.checkpoint import Checkpoint, CheckpointPeriod, Signals
+from dynlight.choices.parameters import AdaptedLinear
+from dynlight.recording.checkpoint import Checkpoint, CheckpointPeriod
+from dynlight.recording.origin import Origin
 from dynlight.recording.receipt import Receipt
-from dynlight.recording.resume import Origin
+from dynlight.recording.signals import Signals
 
 MEMORY = 256
 RATE = 0.01
 WARM_UP = 10  # segments before the clock starts
-Result = tuple[torch.Tensor, float]  # nats, seconds after the warm-up
+Result = tuple[float, float]  # nats, seconds after the warm-up
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ def tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
     return steps.cumsum(0) % model.config.vocab_size
 
 
+def document(index: int, ids: torch.Tensor) -> Document:
+    """A document of these tokens, each of which stands for one letter."""
+    return Document(index, f"document {index}", "x" * len(ids), ids, torch.arange(1, len(ids) + 1), prefix=0)
+
+
 class Clock(Callback):
     """Notes when the warm-up and the run end."""
 
@@ -117,11 +123,8 @@ def adapt(
 ) -> Result:
     """Documents of `count` tokens (times `lengths`), as `dynlight.fit` adapts them, without loggers."""
     model = make()
-    stream = DocumentStream.from_texts(["-"], together=together)
-    for index, length in enumerate(lengths):
-        ids = tokens(model, int(count * length))
-        text, ends = "x" * len(ids), torch.arange(1, len(ids) + 1)
-        stream.loaded.append(Document(index, f"document {index}", text, ids, ends, 0))
+    documents = [document(index, tokens(model, int(count * length))) for index, length in enumerate(lengths)]
+    meters = [Records(), *([Receipt()] if receipt else [])] if meters is None else meters
     module = DynamicEvaluation(
         model,
         None,
@@ -130,18 +133,19 @@ def adapt(
         update=partial(torch.optim.SGD, lr=RATE),
         schedule=schedule,
         reference=None,
+        digests=any(isinstance(meter, Receipt) for meter in meters),
     )
     clock = Clock()
     Trainer(
         max_epochs=1,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(meter, Checkpoint) for meter in meters),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*(meters if meters is not None else [Records(), *([Receipt()] if receipt else [])]), clock],
-    ).fit(module, stream)
-    return module.totals.read.nats.clone(), clock.ended - clock.began
+        callbacks=[*meters, clock],
+    ).fit(module, DocumentStream.of(documents, together))
+    return module.totals.read.nats, clock.ended - clock.began
 
 
 def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forwards: bool = False) -> Result:
@@ -149,7 +153,7 @@ def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forw
     model = make()
     sequence = torch.cat([torch.zeros(1, dtype=torch.int64), tokens(model, count)])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, fused=True)
-    memory, total = None, torch.zeros((), dtype=torch.float64)
+    memory, total = None, 0.0
     for number, start in enumerate(range(0, count, segment)):
         if number == WARM_UP:
             began = time.perf_counter()
@@ -166,7 +170,7 @@ def bare(make: Callable[[], PreTrainedModel], count: int, segment: int, two_forw
             with torch.no_grad():
                 scored, _ = forward()
         nats, cache = forward()
-        total += (scored if two_forwards else nats.detach()).sum(dtype=torch.float64)
+        total += (scored if two_forwards else nats.detach()).sum(dtype=torch.float64).item()
         optimizer.zero_grad()
         nats.mean().backward()
         optimizer.step()
@@ -192,16 +196,14 @@ def batched_lora(make: Callable[[], PreTrainedModel], count: int, segment: int, 
     """Equal documents with a LoRA each, written by hand for this one model: what waves are to keep up with."""
     model = make()
     LoRA(rank=8).prepare(model)
-    for name, adapted in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
+    for name, adapted in [(n, m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear)]:
         parent, _, last = name.rpartition(".")
-        batched = BatchedLoRA(
-            adapted.base_layer, adapted.lora_A["default"].weight, documents, adapted.scaling["default"]
-        )
+        batched = BatchedLoRA(adapted.base_layer, adapted.lora_A["default"].weight, documents, adapted.scale)
         setattr(model.get_submodule(parent), last, batched)
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=RATE, fused=True)
     sequence = torch.cat([torch.zeros(1, dtype=torch.int64), tokens(model, count)]).expand(documents, -1)
-    memory, total = None, torch.zeros((), dtype=torch.float64)
+    memory, total = None, 0.0
     for number, start in enumerate(range(0, count, segment)):
         if number == WARM_UP:
             began = time.perf_counter()
@@ -213,7 +215,7 @@ def batched_lora(make: Callable[[], PreTrainedModel], count: int, segment: int, 
         ).logits
         targets = sequence[:, start + 1 : stop + 1]
         nats = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
-        total += nats.detach().sum(dtype=torch.float64)
+        total += nats.detach().sum(dtype=torch.float64).item()
         nats.mean(dim=1).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -313,7 +315,7 @@ def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
     for turn in range(rounds + 1):
         (ours, our_seconds), (other, other_seconds) = comparison.ours(), comparison.other()
         if comparison.tolerance is not None:
-            apart = float(((ours - other) / other).abs())
+            apart = abs(ours - other) / other
             assert apart <= comparison.tolerance, f"{comparison.name}: {ours} and {other} nats"
         if turn > 0:
             faster = other_seconds / our_seconds
@@ -324,7 +326,7 @@ def measure(comparison: Comparison, rounds: int) -> tuple[float, float, float]:
 def peak_memory(count: int) -> int:
     """Peak memory in bytes of a process that adapts tiny-books to a document of `count` tokens."""
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark; from dynlight.recording.records import peak_memory\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark; from dynlight.recording.memory import peak_memory\n"
         f"benchmark.quiet(); benchmark.adapt(benchmark.tiny_books, {count}, 128)\n"
         "print(peak_memory(torch.device('cpu')))"
     )
@@ -354,7 +356,8 @@ def keep(count: int, segment: int, together: int, keeps: bool) -> Result:
     """
     with tempfile.TemporaryDirectory() as folder, Signals() as signals:
         receipt, period = Receipt(Path(folder)), CheckpointPeriod()
-        checkpoint = Checkpoint(Path(folder), Origin(), receipt, period, signals)
+        checkpoint = Checkpoint(Path(folder), receipt, period, signals)
+        checkpoint.prepare(Origin.of_run(settings={}, documents=[], together=together, ranks=1))
         meters = [Records(folder), receipt, checkpoint] if keeps else []
         written = 0.0
 

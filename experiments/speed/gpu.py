@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmark import WARM_UP, quiet, tokens
+from benchmark import WARM_UP, document, quiet, tokens
 from lightning.pytorch import Callback, Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from dynlight import All, Document, DocumentStream, DynamicEvaluation, LoRA, TransformerXL
+from dynlight import All, DocumentStream, DynamicEvaluation, LoRA, TransformerXL
 
 MEMORY = 512
 SHAPES = {  # hidden width, blocks, heads, width of the MLP, vocabulary
@@ -74,10 +74,8 @@ def measure(
 ) -> Clock:
     """Reads `together` documents of so many segments after the warm-up."""
     model = llama(shape, torch.bfloat16 if learns == "LoRA" else torch.float32, compiles)
-    stream = DocumentStream.from_texts(["-"], together=together)
     ids = tokens(model, segment * (WARM_UP + segments))
-    text, ends = "x" * len(ids), torch.arange(1, len(ids) + 1)
-    stream.loaded += [Document(index, f"document {index}", text, ids, ends, 0) for index in range(together)]
+    documents = [document(index, ids) for index in range(together)]
     clock = Clock()
     module = DynamicEvaluation(
         model,
@@ -97,7 +95,7 @@ def measure(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[clock],
-    ).fit(module, stream)
+    ).fit(module, DocumentStream.of(documents, together))
     return clock
 
 
