@@ -20,7 +20,7 @@ Reads documents segment by segment: each is scored, then learned from.
   --print_config    prints the whole configuration, every default in it, as YAML
   --help            prints this
 
-the five choices
+the choices
 {choices}
 
 around them
@@ -32,7 +32,6 @@ around them
                     they do not, which saves the cost
   clip              the largest gradient norm of a document; null: no bound
   rates             learning rates that each learn from every document
-  mixture           how they predict together: switching; {{}}: no rate is needed
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy (several: document_parallel; a model larger than
                     one: model_parallel), num_nodes, logger, callbacks
@@ -54,6 +53,7 @@ def help_text() -> str:
         "update": f"how they change: {rules}; null: nothing is learned (with a mixture: by rules of its own)",
         "schedule": "when: every, passes",
         "reset": "when it is forgotten: every (document or never)",
+        "mixture": "how several rates predict together: switching; {}: no rate is needed",
     }
     lines = [
         textwrap.fill(text, 79, initial_indent=f"  {name:18}", subsequent_indent=" " * 20)

@@ -105,7 +105,7 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
 
     A document counts if it was read whole. Where it failed, was not finished or has nats that are not finite, `failed`
     holds the reason (else ""), `failed_segment` the segment if one is to blame; its nats are NaN, its FLOPs and seconds
-    what it cost up to there. `static_from` is the segment from which on the unlearned weights read it, as the learned ones
+    what it cost up to there. `static_from` is the segment from which on the initial weights read it, as the learned ones
     had failed. Without a static reference `static_nats` is NaN.
     """
     folder = Path(folder)

@@ -71,8 +71,9 @@ def _totals_lines(summary: dict[str, Any]) -> list[str]:
         f"word perplexity {before['word_perplexity']}{number(summary['word_perplexity'])}"
     ]
     if static:
-        times = number(ratio(summary["flops"], static["flops"]), 2)
-        lines.append(f"scores in bits per byte, over the same windows; {times}× the FLOPs of static")
+        times = ratio(summary["flops"], static["flops"])  # None where nothing is learned: the run is its own reference
+        cost = "" if times is None else f"; {number(times, 2)}× the FLOPs of static"
+        lines.append(f"scores in bits per byte, over the same windows{cost}")
     return lines
 
 
