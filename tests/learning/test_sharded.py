@@ -73,6 +73,7 @@ def runs(library, tmp_path_factory):
     return folder, alone, run_all(folder, 2, configs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_scores_are_those_of_one_process(runs, name):
     folder, alone, statuses = runs
@@ -86,6 +87,7 @@ def test_scores_are_those_of_one_process(runs, name):
         assert two.nats.sum() < 0.999 * two.static_nats.sum(), "what is learned must matter"
 
 
+@pytest.mark.slow
 def test_summaries_are_those_of_one_process(runs):
     folder, _, _ = runs
     for name in CASES:
@@ -97,6 +99,7 @@ def test_summaries_are_those_of_one_process(runs):
         assert files[0] == files[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "never"])
 def test_each_process_holds_half(runs, name):
     folder, _, _ = runs
@@ -109,6 +112,7 @@ def test_each_process_holds_half(runs, name):
         assert held["all"] < 0.62 * kept, "no gathered weight is left: beside its half there is but memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "never", "lora", "half"])
 def test_the_receipt_is_that_of_one_process(runs, name):
     folder, _, _ = runs
@@ -120,6 +124,7 @@ def test_the_receipt_is_that_of_one_process(runs, name):
     assert len({row[5] for row in two["ledger"]}) > 5
 
 
+@pytest.mark.slow
 def test_the_receipt_can_be_played_again_on_one_device(runs):
     folder, _, _ = runs
     assert replay(folder / "two" / "sgd", documents="1").agrees
@@ -133,6 +138,7 @@ def test_what_parts_add_to_a_digest_is_that_of_the_whole():
         assert sum(sums_of_bits(part.flatten().clone()[None], start) for part, start in parts) == sums_of_bits(weight)
 
 
+@pytest.mark.slow
 def test_one_process_prints(runs):
     folder, _, _ = runs
     assert (folder / "0.out").read_text().count("report  ") == len(CASES)

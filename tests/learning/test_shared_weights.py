@@ -88,6 +88,7 @@ def in_lockstep(library):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "whole"])
 def test_processes_learn_one_set_of_weights_in_step(library, runs, name):
     folder, statuses = runs
@@ -99,6 +100,7 @@ def test_processes_learn_one_set_of_weights_in_step(library, runs, name):
     assert table.nats.sum() < 0.99 * table.static_nats.sum(), "what is learned must matter"
 
 
+@pytest.mark.slow
 def test_the_receipt_follows_what_another_process_learned(runs):
     folder, _ = runs
     receipt = json.loads((folder / "ddp/receipt.json").read_text())
@@ -106,6 +108,7 @@ def test_the_receipt_follows_what_another_process_learned(runs):
     assert len(receipt["ledger"]) == len(pd.read_parquet(folder / "ddp/segments.parquet"))
 
 
+@pytest.mark.slow
 def test_compressed_gradients_send_less_and_learn_nearly_as_much(runs, record_property):
     folder, statuses = runs
     sent, nats = {}, {}
@@ -123,6 +126,7 @@ def test_compressed_gradients_send_less_and_learn_nearly_as_much(runs, record_pr
         assert static - nats[name] > 0.8 * (static - nats["whole"])
 
 
+@pytest.mark.slow
 def test_documents_that_fail_stop_nobody(runs):
     folder, statuses = runs
     assert [each["failing"] for each in statuses] == [3, 0]

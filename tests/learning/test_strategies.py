@@ -143,6 +143,7 @@ def summary(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alone", "more_processes", "failing"])
 def test_files_are_those_of_one_process(runs, name):
     one, several, statuses = folders(runs, name)
@@ -154,6 +155,7 @@ def test_files_are_those_of_one_process(runs, name):
     assert json.loads((several / "run.json").read_text())["processes"] == CASES[name][0]["devices"]
 
 
+@pytest.mark.slow
 def test_documents_together_score_the_same_in_other_waves(runs):
     one, several, statuses = folders(runs, "together")
     assert statuses == [0, 0, 0]
@@ -165,6 +167,7 @@ def test_documents_together_score_the_same_in_other_waves(runs):
         pd.testing.assert_series_equal(*sums, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_receipt_is_one_ledger_with_each_commit_once(runs):
     one, several, _ = folders(runs, "alone")
     found, expected = (json.loads((folder / "receipt.json").read_text()) for folder in (several, one))
@@ -176,6 +179,7 @@ def test_the_receipt_is_one_ledger_with_each_commit_once(runs):
     assert len(receipt["ledger"]) == len(pd.read_parquet(together / "segments.parquet"))
 
 
+@pytest.mark.slow
 def test_one_process_prints_and_the_line_counts_all(runs):
     folder, _ = runs
     printed, shown = (folder / "0.out").read_text(), (folder / "0.err").read_text()
@@ -188,6 +192,7 @@ def test_one_process_prints_and_the_line_counts_all(runs):
         assert (folder / f"{rank}.err").read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_last_logged_point_is_of_all_processes(runs):
     folder, _ = runs
     found = json.loads((folder / "several/alone/summary.json").read_text())

@@ -130,6 +130,7 @@ def records(offline):
     return records
 
 
+@pytest.mark.slow
 def test_without_an_account_nothing_is_asked_and_nothing_said(offline):
     folder, output, shown = offline
     lines = output.splitlines()
@@ -147,6 +148,7 @@ def test_without_an_account_nothing_is_asked_and_nothing_said(offline):
     assert not (folder / "home/.netrc").exists()
 
 
+@pytest.mark.slow
 def test_every_series_is_drawn_over_tokens_and_over_flops(records):
     metrics = {metric["name"]: metric for metric in records["metric"] if "name" in metric}
     for axis in ("tokens", "flops"):
@@ -158,6 +160,7 @@ def test_every_series_is_drawn_over_tokens_and_over_flops(records):
     assert {metrics[name]["step_metric"] for name in costs} == {"tokens"}
 
 
+@pytest.mark.slow
 def test_the_offline_run_holds_every_series_after_every_segment(offline, records):
     history = [record["item"] for record in records["history"] if "tokens" in record["item"]]
     expected = expected_series(offline[0] / "out")
@@ -171,6 +174,7 @@ def test_the_offline_run_holds_every_series_after_every_segment(offline, records
     assert {name for name in unknown if not name.startswith("_")} <= {*axes, "trainer/global_step"}
 
 
+@pytest.mark.slow
 def test_the_offline_run_ends_with_the_summary_the_documents_and_the_report(offline, records):
     folder = offline[0] / "out"
     found = {}
@@ -192,6 +196,7 @@ def test_the_offline_run_ends_with_the_summary_the_documents_and_the_report(offl
     assert (files / found["results/report.path"]).read_text() == (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_offline_run_holds_the_configuration(records):
     (config,) = records["config"]
     settings = config["update"]

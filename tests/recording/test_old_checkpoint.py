@@ -78,8 +78,10 @@ def as_version_0_1_0_left_it(checkpoint, has_loggers):
     seal(checkpoint, state)
 
 
-@pytest.mark.parametrize("has_loggers", [True, False], ids=["with a logger", "without one"])
-@pytest.mark.parametrize("name", CHOICES)
+WITHOUT_LOGGERS = [("alone", False), ("a document has stopped", False)]
+
+
+@pytest.mark.parametrize(("name", "has_loggers"), [*((name, True) for name in CHOICES), *WITHOUT_LOGGERS])
 def test_a_run_of_version_0_1_0_goes_on_to_the_same_rows(run, library, tmp_path, name, has_loggers):
     choices, status = CHOICES[name], 3 if name == "a document has stopped" else 0
     config = configuration(library / "model", f"{library}/documents/*.txt", tmp_path / "out")

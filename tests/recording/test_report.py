@@ -208,6 +208,7 @@ def test_summary_holds_sums_and_ratios_of_sums(tmp_path):
     assert (summary["seconds"], summary["scoring_seconds"], summary["tokens_per_second"]) == (2.0, 0.375, 5.0)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     ballast = b"x" * 2**30
     code = "import torch; from dynlight.recording.records import peak_memory; print(peak_memory(torch.device('cpu')))"

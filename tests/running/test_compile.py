@@ -43,6 +43,7 @@ def compiled(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [{}, {"context": {"class_path": "Overlapping", "init_args": {"segment": 16, "window": 32}}, "reference": None}],
