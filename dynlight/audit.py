@@ -24,7 +24,7 @@ exit status: 0 honest, 1 not, 2 couldn't be run
 
 
 def __getattr__(name: str) -> Any:
-    # For who audits a scorer of their own: imported when asked for, as the command's help needs none of it.
+    # For users who audit a scorer of their own; imported when asked for, as the command's help needn't wait for it.
     if name in ("audit", "Audit", "FreshProcess"):
         from dynlight.auditing import audit
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(HELP, end="")
         return 0
-    # Not above: they take seconds, which the help needn't wait for.
+    # Imported here, as they take seconds, which the help needn't wait for.
     from dynlight.auditing.audit import audit
     from dynlight.auditing.replay import replay
     from dynlight.auditing.run_scorer import AuditedRun
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options that are not those of a run, by name, and what is left."""
+    """The audit's own options, by name, and the arguments that are left, which describe a run."""
     options: dict[str, str] = {}
     rest: list[str] = []
     waiting = iter(arguments)

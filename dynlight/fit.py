@@ -10,7 +10,7 @@ from typing import Any
 from dynlight.errors import SettingError
 from dynlight.running.help import help_text
 
-# What the machine may run out of.
+# Errors of a machine that has no room left.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(help_text(), end="")
         return 0
-    # Not above: they take seconds, which the help needn't wait for.
+    # Imported here, as they take seconds, which the help needn't wait for.
     from dynlight.learning.processes.board import ProcessFailedError
     from dynlight.recording.signals import Interrupted, Signals
     from dynlight.running.configuration import parse
@@ -76,7 +76,7 @@ def _say_what_failed(summary: dict[str, Any]) -> int:
 
 
 def _resumed(arguments: list[str]) -> tuple[list[str], bool]:
-    """`--resume runs/x` as the configuration that this run left, and whether it was given."""
+    """The arguments with `--resume runs/x` replaced by the configuration that this run left, and whether it was given."""
     flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flag.add_argument("--resume", type=Path)
     try:

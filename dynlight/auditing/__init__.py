@@ -1,1 +1,1 @@
-"""Whether a score is honest."""
+"""Whether scores are honest: an audit of any scorer, and the replay of a receipt."""

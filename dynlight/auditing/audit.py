@@ -1,7 +1,7 @@
 """Audit: whether the scores of a run, or of any scorer, are honest.
 
-A scorer maps documents (lists of token ids) to lists of nats. `audit` tries it from outside; `checks.py` says of each check
-what is done, what follows, and what it cannot see.
+A scorer maps documents (lists of token ids) to lists of nats. `audit` tries a scorer from outside; `checks.py` says of each
+check what it does, what follows from it, and what it cannot see.
 """
 
 import math
@@ -19,7 +19,7 @@ from dynlight.errors import SettingError
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: `honest` unless a check failed; a check that was not tried proves nothing."""
+    """What an audit shows: `honest` unless a check failed; a check that was not tried proves nothing."""
 
     checks: tuple[Check, ...]
     calls: int  # of the scorer
@@ -106,35 +106,37 @@ def audit(
         vocabulary: how many tokens there are; ids are below it.
         policy: what a document's nats may depend on: `document`, itself; `stream`, also the documents before it.
         segment: tokens that are scored, and learned from, together, where that is known: positions are chosen by it.
-        learns: whether the segment with an index is learned from (default: every one).
+        learns: segment's index → whether the segment is learned from (default: every one is).
         make: makes the scorer anew in a fresh process; a function that can be imported (`multiprocessing` pickles it).
         texts: for `count`; else a few with spaces, emoji and wide letters.
         count: what the scorer reads of texts: the ids and the bytes of each.
         tokenize: the ids of a text by the tokenizer alone.
-        sampler: how many, seed → documents drawn from the static model, each with the nats of its tokens.
+        sampler: number, seed → documents drawn from the static model, each with the nats of its tokens.
         guess: prefix → chances of the next token by the static model, where the vocabulary is above `exact`.
         rate_0: the scorer at learning rate 0.
         static: the scorer with nothing learned.
-        tolerance: nats a token that may differ (and of the Kraft sum); what gains less is not found.
+        tolerance: by how many nats a token may differ, and a Kraft sum from 1; a leak that gains less is not seen.
         exact: the largest vocabulary whose Kraft sum is made in full.
-        samples: tokens drawn for an estimate of it.
+        samples: tokens drawn for an estimate of a Kraft sum.
         positions: positions of a document whose Kraft sum is made.
         seed: of every replacement.
 
     Raises:
         SettingError: if there is nothing to try the scorer on, or it doesn't return a list for each document.
     """
-    pieces = [[int(token) for token in tokens] for tokens in documents]
+    token_lists = [[int(token) for token in tokens] for tokens in documents]
     if policy not in ("document", "stream"):
         raise SettingError("policy", "be document or stream", got=policy)
-    if len(pieces) < 2 or min(map(len, pieces)) < 2:
-        raise SettingError("documents", "be two at least, of two tokens at least", got=f"lengths {[*map(len, pieces)]}")
-    if vocabulary < 2 or max(map(max, pieces)) >= vocabulary or min(map(min, pieces)) < 0:
+    if len(token_lists) < 2 or min(map(len, token_lists)) < 2:
+        raise SettingError(
+            "documents", "be two at least, of two tokens at least", got=f"lengths {[*map(len, token_lists)]}"
+        )
+    if vocabulary < 2 or max(map(max, token_lists)) >= vocabulary or min(map(min, token_lists)) < 0:
         raise SettingError("vocabulary", "be above every token and at least 2", got=vocabulary)
     began = time.perf_counter()
     always = lambda index: True  # noqa: E731
-    subject = Subject(scorer, pieces, vocabulary, policy, tolerance, segment, learns or always, seed)
-    # First of all: what a scorer keeps from its first call must come from other tokens than those it is asked for next.
+    subject = Subject(scorer, token_lists, vocabulary, policy, tolerance, segment, learns or always, seed)
+    # Before all other checks: a scorer's first call must read other tokens than its next, to show what it keeps.
     repeated = checks.repeat(subject, None if make is None else FreshProcess(make))
     results = (
         checks.coverage(subject, checks.PROBES if texts is None else texts, count, tokenize),

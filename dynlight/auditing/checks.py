@@ -1,6 +1,6 @@
 """The checks of an audit: what is done to a scorer, what follows from it, and what it cannot see.
 
-A scorer is looked at from outside, by what it says of documents that were changed on purpose. It is honest when
+A scorer is looked at from outside, by its nats for documents that were changed on purpose. It is honest when
 (C1) the distribution for a token depends on the model and the tokens before it alone, (C2) it is normalised over the
 vocabulary, (C3) a token is scored before anything learns from it, and (C4) each token is scored once, left to right.
 
@@ -51,7 +51,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a deviation shows: a document, and a token of it where there is one."""
+    """Where a deviation shows: a document, and one of its tokens if the deviation is a token's."""
 
     document: int
     token: int | None = None
@@ -62,9 +62,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
-    `deviation` is the worst that was seen, and `tolerance` the largest that an honest scorer may show, in the check's
+    `deviation` is the largest that was seen, and `tolerance` the largest that an honest scorer may show, in the check's
     own unit: nats, a sum of probabilities, or a count.
     """
 
@@ -85,7 +85,7 @@ class Worst:
     where: Place | None = None
 
     def see(self, deviation: float, where: Place | None) -> None:
-        """Takes one more deviation into account; one that is no number is infinite."""
+        """Takes one more deviation into account; NaN counts as infinite."""
         deviation = math.inf if math.isnan(deviation) else deviation
         if deviation > self.deviation:
             self.deviation, self.where = deviation, where
@@ -141,7 +141,7 @@ class Subject:
 
     @property
     def allowed(self) -> float:
-        """The tolerance, or where repeating shows more than it, four times that."""
+        """The largest deviation that passes: the tolerance, or four times the noise where that is larger."""
         return max(self.tolerance, 4 * self.noise)
 
     def random(self, *salt: object) -> random.Random:
@@ -157,8 +157,8 @@ class Subject:
     def positions(self, tokens: Tokens) -> list[int]:
         """Positions just before, within and just after segments that are learned from; else spread over the document.
 
-        At least the last of a segment, the first and a middle one of the next, where something was learned before; of
-        the first two segments that are learned from, as the second is scored by what the first taught.
+        They lie around the first two segments that are learned from, as the second is scored by what the first taught:
+        the last position before a segment, its first, middle and last one, and the first after it.
         """
         length = len(tokens)
         if self.segment is None:
@@ -171,7 +171,7 @@ class Subject:
         return sorted(position for position in near if 0 <= position < length)
 
     def few_positions(self, tokens: Tokens, count: int) -> list[int]:
-        """Of the positions the `count` that lie latest within segments that are learned from and have tokens behind."""
+        """The last `count` of the positions that lie in segments that are learned from and have tokens behind."""
         within = [t for t in self.positions(tokens) if 0 < t < len(tokens) - 1 and self._is_learned(t)]
         return within[-count:]
 
@@ -223,8 +223,8 @@ def repeat(subject: Subject, fresh: Scorer | None) -> Check:
     Done: the scorer first reads other tokens of the same lengths, then the documents, then the documents again; where
     it can be made anew, a fresh process reads the documents at once. All must agree. Argument: nats that depend on what
     the scorer read in an earlier call (state that survives, warm-up on tokens that are evaluated) or on chance (dropout)
-    are no function of the document. What is found is the noise that the other checks allow for. Cannot see: a warm-up
-    that is undone before each call, which is found by suffix.
+    are no function of the document. The deviation of the second reading is the noise that the other checks allow for. Cannot see: a
+    warm-up that is undone before each call, which the suffix check sees.
     """
     decoy = [subject.replaced(tokens, "decoy", document) for document, tokens in enumerate(subject.documents)]
     subject.score(decoy)
@@ -255,17 +255,17 @@ def suffix(subject: Subject) -> Check:
     for document, tokens in enumerate(subject.documents):
         for t in subject.positions(tokens):
             variant = [
-                each
+                original
                 if other < document
-                else subject.replaced(each, document, other, start=t + 1 if other == document else 0)
-                for other, each in enumerate(subject.documents)
+                else subject.replaced(original, document, other, start=t + 1 if other == document else 0)
+                for other, original in enumerate(subject.documents)
             ]
             tried += 1
-            found = subject.score(variant)
+            nats = subject.score(variant)
             before = range(document) if subject.policy == "stream" else ()
             for earlier in before:
-                worst.compare(found[earlier], subject.nats[earlier], earlier)
-            worst.compare(found[document], subject.nats[document], document, t + 1)
+                worst.compare(nats[earlier], subject.nats[earlier], earlier)
+            worst.compare(nats[document], subject.nats[document], document, t + 1)
     return worst.check("suffix", f"{tried} positions, all later tokens replaced", subject.allowed)
 
 
@@ -276,7 +276,7 @@ def truncation(subject: Subject) -> Check:
     long again, and all its nats are. Argument: what changes knew the length of the stream (a cosine schedule over it, a
     last window that is moved back to be full). Given the lengths, the scores still belong to normalised distributions, so
     suffix and Kraft sum hold; the lengths of documents are worth few nats, once, and established protocols (windows that
-    end with the document) read them. So it is told to the reader, who may insist on a streamable scorer. Cannot see:
+    end with the document) read them. So it is reported, for who insists on a streamable scorer. Cannot see:
     which use was made of the length.
     """
     worst, tried = Worst(), 0
@@ -284,8 +284,8 @@ def truncation(subject: Subject) -> Check:
         ahead = subject.documents[:document]
         for t in subject.positions(tokens):
             tried += 1
-            found = subject.score([*ahead, tokens[: t + 1]])
-            worst.compare(found[document], subject.nats[document], document, t + 1)
+            nats = subject.score([*ahead, tokens[: t + 1]])
+            worst.compare(nats[document], subject.nats[document], document, t + 1)
         longer = tokens + subject.replaced(tokens, "longer", document)
         worst.compare(subject.score([*ahead, longer])[document], subject.nats[document], document, len(tokens))
     streamable = worst.deviation <= subject.allowed
@@ -337,9 +337,9 @@ def independence(subject: Subject) -> Check:
         for document in range(last + 1):
             known, after = documents[: document + 1], documents[document + 1 :]
             for following in ([], after[::-1], others(document)[document + 1 :]):
-                found = subject.score(known + following)
+                nats_of_all = subject.score(known + following)
                 for earlier in range(document + 1):
-                    worst.compare(found[earlier], expected[earlier], earlier)
+                    worst.compare(nats_of_all[earlier], expected[earlier], earlier)
         tried = "later documents left out, reversed, replaced"
     return worst.check("independence", f"{tried}; policy {subject.policy}", subject.allowed)
 
@@ -359,44 +359,45 @@ def kraft(
     `samples` are drawn by chances in proportion to the guess, mixed with a tenth of uniform ones, and weighted by their
     inverse; 5 standard errors are added to the tolerance, and an estimate below 1 decides nothing: a likely token that
     was not drawn looks the same, and scores whose sum is below 1 gain nothing there. Argument: C2, and with the suffix
-    check C1 and C3 (see above); t lies in a segment that is learned from and has tokens behind, as where nothing is
-    learned from the token at t there is nothing that could peek at it. Cannot see: positions that were not tried, and of an estimate what lies within its
-    standard error; a scorer that gives to a rare token what it takes from others is normalised, and honest.
+    check C1 and C3 (see above). t lies in a segment that is learned from and has tokens behind: elsewhere nothing learns
+    from the token at t, so nothing could peek at it. Cannot see: positions that were not tried, and deviations within the
+    standard error of an estimate; a scorer that gives to a rare token what it takes from others is normalised, and
+    honest.
     """
-    found: list[tuple[float, float, Place]] = []  # S − 1, its standard error, and where
+    sums: list[tuple[float, float, Place]] = []  # S − 1, its standard error, and where
     for document, tokens in enumerate(subject.documents):
         for t in subject.few_positions(tokens, positions):
             chances = None if guess is None else np.asarray(guess(tokens[:t]), dtype=np.float64)
             chosen, weights = _proposal(subject, chances, exact, top, samples, (document, t))
-            shares = _probabilities(subject, document, t, chosen) * weights
+            terms = _probabilities(subject, document, t, chosen) * weights
             error = 0.0
             if subject.vocabulary > exact:
-                error = float((shares[top:] * samples).std(ddof=1)) / math.sqrt(samples)
-            away = float(shares.sum()) - 1
-            found.append((math.inf if math.isnan(away) else away, error, Place(document, t)))
-    if not found:
+                error = float((terms[top:] * samples).std(ddof=1)) / math.sqrt(samples)
+            away = float(terms.sum()) - 1
+            sums.append((math.inf if math.isnan(away) else away, error, Place(document, t)))
+    if not sums:
         return Check("Kraft sum", "not tried", "needs a document with tokens behind a learned position")
 
-    def excess(each: tuple[float, float, Place]) -> float:
-        return abs(each[0]) - _STANDARD_ERRORS * each[1]
+    def excess(estimate: tuple[float, float, Place]) -> float:
+        return abs(estimate[0]) - _STANDARD_ERRORS * estimate[1]
 
     is_estimate = subject.vocabulary > exact
-    too_much = [each for each in found if excess(each) > subject.allowed and (each[0] > 0 or not is_estimate)]
-    away, error, where = max(too_much or found, key=excess)
-    largest_error = max(error for _, error, _ in found)
+    too_much = [each for each in sums if excess(each) > subject.allowed and (each[0] > 0 or not is_estimate)]
+    away, error, where = max(too_much or sums, key=excess)
+    largest_error = max(error for _, error, _ in sums)
     how = f"{top} likely, {samples} drawn tokens" if is_estimate else f"all {subject.vocabulary} tokens"
     note = f"standard error {largest_error:.1g}" if is_estimate else ""
     tolerance = subject.allowed + _STANDARD_ERRORS * error
     verdict: Verdict = "failed" if too_much else "passed"
     if not too_much and (abs(away) > tolerance or largest_error > _UNDECIDED):
         verdict, note = "undecided", f"{note}: give `guess`, or more samples"
-    return Check("Kraft sum", verdict, f"{len(found)} positions, {how}", abs(away), tolerance, where, note)
+    return Check("Kraft sum", verdict, f"{len(sums)} positions, {how}", abs(away), tolerance, where, note)
 
 
 def _proposal(
     subject: Subject, chances: Nats | None, exact: int, top: int, samples: int, salt: tuple[int, int]
 ) -> tuple[list[int], Nats]:
-    """Tokens to try at a position, and weights with which the sum of their probabilities estimates that of all."""
+    """Tokens to try at a position, and weights by which the sum of their probabilities estimates that of all tokens."""
     size = subject.vocabulary
     if size <= exact:
         return list(range(size)), np.ones(size)
@@ -412,22 +413,22 @@ def _proposal(
 
 
 def _probabilities(subject: Subject, document: int, t: int, chosen: Sequence[int]) -> Nats:
-    """exp(−nats) of position t for each token chosen to stand there."""
+    """exp(−nats) at position t with each of the chosen tokens in its place."""
     tokens = subject.documents[document]
     variants = {v: [*tokens[:t], v, *tokens[t + 1 :]] for v in chosen}
-    found: dict[int, float] = {}
+    nats_at_t: dict[int, float] = {}
     if subject.policy == "document":  # documents don't touch each other, which independence checks
         keys = list(variants)
         for begin in range(0, len(keys), _AT_ONCE):
-            part = keys[begin : begin + _AT_ONCE]
-            for v, nats in zip(part, subject.score([variants[v] for v in part]), strict=True):
-                found[v] = float(nats[t]) if t < len(nats) else math.nan
+            at_once = keys[begin : begin + _AT_ONCE]
+            for v, nats in zip(at_once, subject.score([variants[v] for v in at_once]), strict=True):
+                nats_at_t[v] = float(nats[t]) if t < len(nats) else math.nan
     else:
         for v, variant in variants.items():
             nats = subject.score([*subject.documents[:document], variant])[document]
-            found[v] = float(nats[t]) if t < len(nats) else math.nan
+            nats_at_t[v] = float(nats[t]) if t < len(nats) else math.nan
     with np.errstate(over="ignore"):
-        return np.exp(-np.array([found[v] for v in chosen]))
+        return np.exp(-np.array([nats_at_t[v] for v in chosen]))
 
 
 def beat_the_truth(
@@ -435,7 +436,7 @@ def beat_the_truth(
 ) -> Check:
     """No scorer beats the distribution that the documents were drawn from.
 
-    Done: documents are drawn from the static model, which says of each token the nats at which it was drawn; the scorer
+    Done: documents are drawn from the static model, which gives the nats of each token that it draws; the scorer
     may not gain more than ln(1/α) nats over these, in all. Argument: for an honest scorer with probabilities q the ratio
     q(x)/p(x) has expectation at most 1 under p, so by Markov's inequality it exceeds 1/α with probability at most α. No
     look inside, and no tolerance, is needed. Cannot see: leaks that gain less than ln(1/α) nats on all documents drawn.
@@ -477,7 +478,7 @@ def static_identity(subject: Subject, rate_0: Scorer | None, static: Scorer | No
 
 
 def as_dictionary(check: Check) -> dict[str, Any]:
-    """The check for a machine; what is not finite becomes text, as JSON has no word for it."""
+    """The check for a machine; numbers that are not finite become text, as JSON has none."""
 
     def plain(value: float | None) -> float | str | None:
         return value if value is None or math.isfinite(value) else str(value)

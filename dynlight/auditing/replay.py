@@ -18,17 +18,17 @@ from dynlight.recording.ledger import COLUMNS, faults_of, first_link
 from dynlight.recording.receipt import Receipt
 from dynlight.running.run import Run
 
-_RELATIVE = 1e-5  # how far nats may be away when another machine adds in another order
+_RELATIVE = 1e-5  # how far nats may differ, as another machine adds in another order
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What playing segments again found."""
+    """How rows that were played again compare with a receipt."""
 
-    rows: int  # compared
+    rows: int  # that were compared
     faults: tuple[str, ...]
-    deviation: float  # the largest of a segment's nats
-    digests_equal: int  # rows whose two digests are the same
+    deviation: float  # the largest, in nats of a segment
+    digests_equal: int  # rows with the same two digests as in the receipt
 
     @property
     def agrees(self) -> bool:
@@ -53,10 +53,10 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     Args:
         folder: the run's, with `config.yaml` and `receipt.json`.
         documents: numbers of documents, `0,2` or `0-3`; None: all.
-        segments: numbers of segments; None: all. Those before them are played too, as weights come from them.
+        segments: numbers of segments; None: all. Earlier segments are played too, as they make the weights.
 
     Raises:
-        SettingError: if there is no receipt, or nothing in it to play.
+        SettingError: if there is no receipt, or none of its rows is chosen.
     """
     folder = Path(folder)
     contents = _receipt_of(folder)
@@ -72,31 +72,31 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     }
     faults = faults_of(contents) + [
         f"{name} is another than the receipt says"
-        for name, known in contents["hashes"].items()
-        if hashes[name] != known
+        for name, recorded in contents["hashes"].items()
+        if hashes[name] != recorded
     ]
     return _compare(chosen, again.contents["ledger"], faults)
 
 
 def _play(run: Run, rows: Sequence[Sequence[Any]]) -> Receipt:
-    """Reads the documents of these rows again, with all that they depend on, up to the last segment of them."""
+    """Plays the documents of these rows again, with all documents that their scores depend on; returns a new receipt."""
     module = run.module(digests=True)
     together = 1 if run.choices.data.together == "auto" else run.choices.data.together
     indices = {row[0] for row in rows}
     if run.choices.reset.carries_over:
         needed = set(range(max(indices) + 1))
-    else:  # whole waves, as sums are in another order with other documents beside
-        each_wave = [{each.index for each in wave} for wave in waves(run.documents, module.context, together)]
-        needed = set().union(*(wave for wave in each_wave if wave & indices))
+    else:  # whole waves: beside other documents, sums would be made in another order
+        of_waves = [{document.index for document in wave} for wave in waves(run.documents, module.context, together)]
+        needed = set().union(*(wave for wave in of_waves if wave & indices))
     documents = [document for document in run.documents if document.index in needed]
-    alone = len(waves(documents, module.context, together)) == 1
-    receipt, last = Receipt(), max(row[1] for row in rows) if alone else None
+    is_one_wave = len(waves(documents, module.context, together)) == 1
+    receipt, last = Receipt(), max(row[1] for row in rows) if is_one_wave else None
     run.read(module, documents, [receipt, _StopAfter(last)], together)
     return receipt
 
 
 def _compare(chosen: Sequence[Any], ledger: Sequence[Any], faults: list[str]) -> Replay:
-    """How far rows that were played again are from those of a receipt, in which some faults are known already."""
+    """Compares chosen rows of a receipt with a ledger that was played again; `faults` are those known before."""
     played_again = {(row[0], row[1]): row for row in ledger}
     deviation, equal = 0.0, 0
     for row in chosen:
@@ -113,7 +113,7 @@ def _compare(chosen: Sequence[Any], ledger: Sequence[Any], faults: list[str]) ->
 
 
 class _StopAfter(Callback):
-    """Ends the reading after a segment, where no more than one wave is read."""
+    """Ends the reading after the segment with index `last`, if one is given; only for a run of one wave."""
 
     def __init__(self, last: int | None) -> None:
         self._last = last
@@ -126,6 +126,7 @@ class _StopAfter(Callback):
 
 
 def _receipt_of(folder: Path) -> dict[str, Any]:
+    """The contents of a run's receipt.json; SettingError where it holds no ledger."""
     for name in ("config.yaml", "receipt.json"):
         if not (folder / name).is_file():
             raise SettingError("receipt", "be the folder of a run", got=folder, advice=f"it has no {name}")
@@ -140,13 +141,13 @@ def _receipt_of(folder: Path) -> dict[str, Any]:
 
 
 def _numbers(name: str, given: str | None) -> Callable[[int], bool]:
-    """Whether a number is among those given as `0,2,5-7`."""
+    """A function that says whether a number is among those given as `0,2,5-7`; None gives all."""
     if given is None:
         return lambda number: True
     ranges = []
-    for part in given.split(","):
-        first, _, last = part.partition("-")
+    for number_or_range in given.split(","):
+        first, _, last = number_or_range.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
             raise SettingError(name, "be numbers and ranges like 0,2,5-7", got=given)
         ranges.append(range(int(first), int(last or first) + 1))
-    return lambda number: any(number in each for each in ranges)
+    return lambda number: any(number in numbers for numbers in ranges)

@@ -1,4 +1,4 @@
-"""A run as a scorer: what a YAML describes, built as `dynlight.fit` builds it, reading token ids."""
+"""A run as a scorer of token ids, built from a YAML as `dynlight.fit` builds it."""
 
 import copy
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ class AuditedRun:
     """The run that arguments describe, and what an audit may know of it.
 
     Args:
-        arguments: as of `python -m dynlight.fit`.
+        arguments: as for `python -m dynlight.fit`.
 
     Raises:
-        SettingError: if they describe no run.
+        SettingError: if the arguments describe no run.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class AuditedRun:
 
     @property
     def policy(self) -> str:
-        """What the run itself says that nats depend on."""
+        """What the nats of a document may depend on, by the run's own reset."""
         return "stream" if self.choices.reset.carries_over else "document"
 
     def knowledge(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class AuditedRun:
         }
 
     def description(self) -> dict[str, Any]:
-        """What audit.json says of the run."""
+        """The entries of audit.json that describe the run."""
         lengths = [len(tokens) for tokens in self.pieces()]
         return {
             "command": " ".join(["python -m dynlight.audit", *self.arguments]),
@@ -104,14 +104,14 @@ class AuditedRun:
         return pieces
 
     def guess(self, prefix: Tokens) -> Sequence[float]:
-        """Chances of the token after a prefix under the static model, which sees as much of it as it can."""
+        """The static model's chance of each token after a prefix, of which the model sees as much as it can."""
         room = position_limit(self.model.config) or len(prefix) + 1
         with torch.no_grad():
             inputs = torch.tensor([[self.prefix, *prefix][-room:]])
             return torch.softmax(self.model(input_ids=inputs, logits_to_keep=1).logits[0, -1].double(), -1).tolist()
 
     def sample(self, count: int, seed: int) -> list[tuple[Tokens, list[float]]]:
-        """Documents drawn from the static model, with the nats at which each token was drawn."""
+        """Documents drawn from the static model, each with the nats of its tokens under that model."""
         length = min(2 * self.choices.context.segment + 1, position_limit(self.model.config) or 1_000_000, 512)
         generator = torch.Generator().manual_seed(seed)
         inputs, cache = torch.full((count, 1), self.prefix), DynamicCache()
@@ -127,18 +127,20 @@ class AuditedRun:
         return list(zip(torch.cat(tokens, 1).tolist(), torch.cat(nats, 1).tolist(), strict=True))
 
     def _learns(self, segment: int) -> bool:
+        """Whether a segment is learned from by the schedule; of a run that never learns every one counts."""
         schedule = self.choices.schedule
-        nothing = self.choices["update"] is None and not _is_mixed(self.choices)
-        return nothing or schedule.every == "never" or due(segment, schedule.every)
+        is_static = self.choices["update"] is None and not _is_mixed(self.choices)
+        return is_static or schedule.every == "never" or due(segment, schedule.every)
 
     def _scorer(self, **changes: Any) -> "RunScorer":
+        """The scorer of the run with changed choices."""
         chosen = self._run.chosen(**changes)
         if not _is_mixed(chosen) and chosen["on_failure"] == "stop":
-            changes["reference"] = None  # it is no part of the score, and costs time
+            changes["reference"] = None  # it costs time, and no score depends on it
         return RunScorer(self._run, self.model, self.prefix, changes)
 
     def _probes(self) -> list[str]:
-        """Texts that the tokenizer makes tokens of; of others `Document` itself says that it can't count them."""
+        """Texts that the tokenizer makes tokens of; `Document` itself refuses any other."""
         return [text for text in PROBES if len(self._tokenize(text))]
 
     def _tokenize(self, text: str) -> Tokens:
@@ -152,11 +154,11 @@ class AuditedRun:
 
 
 class RunScorer:
-    """Documents of token ids → nats, by a new module and Trainer each time, as `dynlight.fit` would have it.
+    """Documents of token ids → nats, with a new module and Trainer for each call, as in a run of `dynlight.fit`.
 
     Args:
         run: that reads.
-        model: with its weights, of which each call takes a copy.
+        model: with its weights; each call reads with a copy.
         prefix: the token before a document's first.
         changes: of the run's choices.
     """
@@ -199,17 +201,17 @@ class Collect(Meter):
 
 
 def make_scorer(arguments: Sequence[str]) -> Scorer:
-    """The scorer of a run, made from nothing: what a fresh process does."""
+    """The scorer of a run, for a fresh process to make."""
     quiet()
     return AuditedRun(arguments).scorer
 
 
 def _is_mixed(choices: Any) -> bool:
-    """Whether a mixture predicts."""
+    """Whether several experts predict together."""
     return choices["rates"] is not None or choices["mixture"] is not None
 
 
 def _document(index: int, tokens: Tokens, prefix: int) -> Document:
-    """A document of these ids; each stands for one letter, as nothing is known of their text."""
+    """A document of these ids; each stands for one letter, as the ids have no known text."""
     ids = torch.tensor(tokens, dtype=torch.int64)
     return Document(index, f"document {index}", "x" * len(ids), ids, torch.arange(1, len(ids) + 1), prefix)

@@ -1,1 +1,1 @@
-"""How a base model is made."""
+"""How a base model is made: pretrained on text files, or fine-tuned."""

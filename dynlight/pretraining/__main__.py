@@ -56,14 +56,14 @@ def pretrain(
 
     Args:
         data: what is read.
-        learning: the arguments of Pretraining but `updates` and `model`.
+        learning: the arguments of Pretraining, except `updates` and `model`.
         model: `{model_type: llama, hidden_size: …}`, values of a config, or `{pretrained: folder}` to fine-tune.
-        out: the folder that is made; its `checkpoints/` is there until the run ends.
+        out: the folder that is made; it holds `checkpoints/` until the run ends.
         vocabulary: tokens of the tokenizer that is trained, at least 257; a pretrained model keeps its own.
-        seed: of weights and order.
+        seed: of the initial weights and the order of windows.
         about: a paragraph for the card about where the data come from.
         checkpoint_minutes: time between checkpoints.
-        resume: a checkpoint to go on from, with the other settings as they were.
+        resume: the file of a checkpoint to go on from; the other settings must be those that it was made with.
         overwrite: whether `out` may exist.
         trainer: accelerator, precision, logger … of Lightning's Trainer.
 
@@ -98,7 +98,7 @@ def check(out: str, vocabulary: int, seed: int, checkpoint_minutes: float, resum
 
 
 def initial_model(model: dict[str, Any], texts: list[str], vocabulary: int) -> tuple[PreTrainedModel, Any]:
-    """Return a model as it is before it learns and its tokenizer, both pretrained or both made here."""
+    """Return a model with its initial weights, and its tokenizer: both pretrained, or both made here."""
     if "pretrained" in model:
         source = Pretrained(**model)
         return source.load().train(), source.load_tokenizer()
@@ -160,7 +160,7 @@ def parser() -> ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
-    """Return the configuration that the arguments describe, or raise `ValueError` in one line."""
+    """Return the configuration that the arguments describe, or raise `SettingError` in one line."""
     settings = parser()
     try:
         return settings.parse_args(list(arguments))

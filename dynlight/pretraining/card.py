@@ -10,7 +10,7 @@ import yaml
 from dynlight.pretraining.learning import Pretraining
 from dynlight.pretraining.windows import TextWindows
 
-# What a card tells of an architecture, as far as the model's config has it.
+# What a card shows of an architecture, where the model's config has it.
 SHAPE = (
     "hidden_size",
     "num_hidden_layers",
@@ -30,8 +30,8 @@ def model_card(
     Args:
         name: of the model.
         texts: the documents.
-        data: what was read of them.
-        module: what learned, with its curve.
+        data: the windows that were read of them.
+        module: that learned, with its curve.
         settings: the run's configuration, without paths.
         about: a paragraph about where the data come from.
     """

@@ -25,15 +25,15 @@ def mean_nats(model: PreTrainedModel, windows: torch.Tensor, mask: torch.Tensor 
 class Pretraining(LightningModule):
     """Learn a causal language model: Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases.
 
-    Both rates follow one trapezoid over the share t of updates done: min(1, t / warmup, (1 − t) / decay).
+    Both rates follow one trapezoid over the fraction t of updates done: min(1, t / warmup, (1 − t) / decay).
 
     Args:
         updates: updates in the whole run.
         matrix_lr: Muon's rate, times sqrt(max(1, rows / columns)) for each matrix.
         lr: AdamW's rate, betas 0.9 and 0.95.
         weight_decay: decoupled decay of Muon's matrices, as a multiple of their rate.
-        warmup: share of the updates over which the rates rise.
-        decay: share of the updates over which they fall to zero.
+        warmup: fraction of the updates over which the rates rise.
+        decay: fraction of the updates over which they fall to zero.
         clip: largest norm of the gradient.
         reach: how many tokens back attention may look, itself included, in turn by update; null is the whole window.
             Where it is shorter than the window, a model learns to do without a window's first tokens, as it must when
@@ -60,8 +60,8 @@ class Pretraining(LightningModule):
         super().__init__()
         for name, value in {"matrix_lr": matrix_lr, "lr": lr, "weight_decay": weight_decay}.items():
             require(math.isfinite(value) and value >= 0, f"learning.{name}", "be finite and at least 0", got=value)
-        for name, share in {"warmup": warmup, "decay": decay}.items():
-            require(0 < share <= 1, f"learning.{name}", "be above 0 and at most 1", got=share)
+        for name, fraction in {"warmup": warmup, "decay": decay}.items():
+            require(0 < fraction <= 1, f"learning.{name}", "be above 0 and at most 1", got=fraction)
         require(clip > 0, "learning.clip", "be above 0", got=clip)
         require(all(tokens >= 1 for tokens in reach or []), "learning.reach", "be lengths of at least 1", got=reach)
         self.automatic_optimization = False
@@ -81,7 +81,7 @@ class Pretraining(LightningModule):
         embeddings = {weight for module in outside for weight in module.parameters()}
         matrices = [weight for weight in self.parameters() if weight.ndim == 2 and weight not in embeddings]
         others = [weight for weight in self.parameters() if weight.ndim != 2 or weight in embeddings]
-        # Under bf16, Muon's steps are those of `torch.optim.Muon` to the last bit.
+        # Under bf16, Newton-Schulz steps are those of `torch.optim.Muon` to the last bit.
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32
         muon = PreciseMuon(matrices, self.matrix_lr, self.weight_decay, dtype)
         optimizers = [muon, torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -91,12 +91,12 @@ class Pretraining(LightningModule):
         return optimizers
 
     def rate_factor(self) -> float:
-        """Return the factor on both rates for the update that comes."""
+        """Return the factor on both rates for the next update."""
         done = (self.updates + 0.5) / self.updates_in_all
         return min(1.0, done / self.warmup, (1 - done) / self.decay)
 
     def attention_mask(self, window: int) -> torch.Tensor | None:
-        """Return an additive mask [1, 1, W, W] for the update that comes, or None where all earlier tokens may be seen."""
+        """Return an additive mask [1, 1, W, W] for the next update, or None where all earlier tokens may be seen."""
         if not self.reach:
             return None
         reach = self.reach[self.updates % len(self.reach)]

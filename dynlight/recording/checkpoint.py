@@ -1,6 +1,6 @@
-"""Checkpoint: all that a run needs to go on from where it is, on disk every few minutes and when it is told to stop.
+"""Checkpoint: all that a run needs to go on from where it is, written every few minutes and when a signal stops it.
 
-What an unfinished run has beside its rows lies in `unfinished/`, which a finished one no longer has:
+Beside its rows an unfinished run has a folder `unfinished/`, which is removed when the run is finished:
 
     origin.sealed            what the run is made of, so that a change is noticed (`origin.py`)
     rank0-000000000123.sealed    after 123 segments, of the first process; the last two are kept
@@ -30,7 +30,7 @@ from dynlight.recording.resume import Start, checkpoints
 from dynlight.recording.sealed import seal
 from dynlight.recording.signals import Interrupted, Signals
 
-KEPT = 2  # the newest, and one in case it is damaged
+KEPT = 2  # checkpoints of a process: the newest, and one more in case it is damaged
 
 
 @dataclass
@@ -57,16 +57,16 @@ class CheckpointPeriod:
         )
 
 
-class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the Trainer calls after all others
-    """Writes checkpoints, and puts a run that goes on where it was.
+class Checkpoint(Meter, LightningCheckpoint):  # the Trainer calls a LightningCheckpoint last
+    """Writes checkpoints, and restores the state of a run that goes on.
 
-    What each part of the run has to remember it says itself: the module in `progress_state`, callbacks in `state_dict`.
+    A checkpoint holds `progress_state` of the module, and `state_dict` of each callback that has one.
 
     Args:
         folder: the run's.
-        receipt: who knows the hashes of the model.
-        period: how often; None: never, not even when the run is told to stop.
-        signals: what tells it to stop.
+        receipt: the run's, which knows the hashes of the model.
+        period: how often; None: never, not even when a signal stops the run.
+        signals: that stop the run.
     """
 
     def __init__(self, folder: Path, receipt: Receipt, period: CheckpointPeriod | None, signals: Signals) -> None:
@@ -77,12 +77,12 @@ class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the 
         self._start: Start | None = None
 
     def prepare(self, origin: Origin, start: Start | None = None) -> None:
-        """Says, before the run, what it is made of, and where it goes on (None: at its beginning)."""
+        """Takes, before the run, its origin, and where it goes on (None: at its beginning)."""
         self._origin, self._start = origin, start
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
         stream = stream_of(trainer)
-        self._others = {each.state_key: each for each in _callbacks(trainer) if each is not self}
+        self._others = {callback.state_key: callback for callback in _callbacks(trainer) if callback is not self}
         self._rank = module.processes.rank
         self._segments = stream.position.skip
         self._finished = set(self._start.finished) if self._start is not None else set()
@@ -94,10 +94,10 @@ class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the 
         self._origin = self._origin.begun(int(stream.together), hashes)
         if self._rank == 0:
             self._origin.write(self.folder)
-        self._signals.listen()  # after Lightning, which takes them at the start
+        self._signals.listen()  # once more: Lightning takes them over when a run starts
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
-        # Here all others have begun as ever, and nothing was read yet.
+        # By now every callback has begun, and nothing was read yet.
         if self.is_on and self._start is not None:
             self._go_on(self._start, trainer, pl_module)
         self._signals.waits = self.is_on and self._is_kept
@@ -113,22 +113,22 @@ class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the 
             raise Interrupted(stops)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
-        self._signals.waits = False  # all is read; what follows can be done again
+        self._signals.waits = False  # all is read: what follows can be made again
 
     def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
-        # Another process was stopped, or failed: this one has just come to a segment that it hasn't read.
+        # Another process was stopped, or has failed: this one is between two segments, so its state is whole.
         if isinstance(exception, ProcessFailedError) and self._signals.waits:
             self.save(module)
 
     def save(self, module: DynamicEvaluation) -> None:
-        """Writes down where the run is."""
-        others = {key: state for key, each in self._others.items() if (state := each.state_dict())}
+        """Writes a checkpoint, and removes those that are too many."""
+        callbacks = {key: state for key, callback in self._others.items() if (state := callback.state_dict())}
         state = {
             "stream": self._origin.stream,
             "segments": self._segments,
             "finished": sorted(self._finished),
             "module": module.progress_state(),
-            "callbacks": others,
+            "callbacks": callbacks,
             "random": _random_state(),
         }
         seal(self.folder / f"rank{self._rank}-{self._segments:012d}.sealed", state)
@@ -138,12 +138,13 @@ class Checkpoint(Meter, LightningCheckpoint):  # of Lightning's kind, which the 
         self._saved = time.monotonic()
 
     def _go_on(self, start: Start, trainer: Trainer, module: DynamicEvaluation) -> None:
+        """Restores the state that a run goes on from: that of a checkpoint, or the counts of finished documents."""
         start.drop_rows()
         for path in checkpoints(self.folder, self._rank):
             if path not in start.usable:
                 path.unlink()
         if start.state is None:
-            meters = [each for each in self._others.values() if isinstance(each, Meter)]
+            meters = [callback for callback in self._others.values() if isinstance(callback, Meter)]
             start.recount(stream_of(trainer).loaded, module, meters)
             return
         module.load_progress_state(start.state["module"])

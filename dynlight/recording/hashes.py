@@ -14,7 +14,10 @@ from dynlight.learning.sharded import whole
 
 
 def hash_of_weights(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all weights, in the order of their names."""
+    """SHA-256 over names, types, shapes and bytes of all weights, in the order of their names.
+
+    Where weights are sharded every process must call this, as the shards are gathered.
+    """
     hashing = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         hashing.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
@@ -23,7 +26,7 @@ def hash_of_weights(weights: dict[str, Tensor]) -> str:
 
 
 def hash_of_tokenizer(tokenizer: Any) -> str | None:
-    """SHA-256 over the tokenizer's definition, or where it has none over its vocabulary."""
+    """SHA-256 over the tokenizer's definition; over its vocabulary where it is none of the fast ones."""
     if tokenizer is None:
         return None
     if getattr(tokenizer, "is_fast", False):

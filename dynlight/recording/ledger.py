@@ -1,8 +1,9 @@
 """Ledger: a row for each commit of a run, each linked to the row before by its hash.
 
 A row holds document, segment, tokens, nats, a digest of the learned weights before scoring and one after learning, and a
-link, the hash of the row and of the link before. Who has the last link can tell whether any row was changed. What the
-ledger shows without playing: a document begins with initial weights, and nothing learns between two commits.
+link: the hash of the row and of the link before. Whoever has the last link can tell whether any row was changed. Even
+without playing the run again, the ledger shows that documents begin with the initial weights and that nothing learns
+between two commits.
 """
 
 import json
@@ -28,7 +29,7 @@ def link(before: str, commit: Sequence[Any]) -> str:
 
 
 def line_of(row: Sequence[Any]) -> bytes:
-    """A row as it lies in a file."""
+    """A row as a line of a ledger's file."""
     return json.dumps(list(row)).encode() + b"\n"
 
 
@@ -45,38 +46,38 @@ def check_ledger(file: Path, bytes: int, first: str, last: str) -> None:
 
 
 def ledger_of(folder: Path, rank: int) -> Path:
-    """Where a process keeps the rows of its ledger while the run goes on."""
+    """The file of a process's ledger while the run goes on."""
     return folder / "rows" / f"ledger.{rank}.jsonl"
 
 
 def ledgers(folder: Path) -> dict[int, Path]:
-    """The ledgers of all processes, by their numbers."""
+    """The files of all processes' ledgers, by rank."""
     return {int(file.name.split(".")[1]): file for file in sorted((folder / "rows").glob("ledger.*.jsonl"))}
 
 
 def read_ledger(file: Path) -> Iterator[list[Any]]:
-    """The rows of a ledger on its way, up to the first line that is torn."""
+    """The rows of a ledger's file, up to the first line that is torn."""
     with file.open("rb") as lines:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:  # also of bytes that are no text
+            except ValueError:  # bytes that are no text raise one, too
                 return
             yield row
 
 
 def faults_of(contents: dict[str, Any]) -> list[str]:
-    """What is wrong with a ledger in itself: broken links, learning between two commits, tokens that don't add up."""
+    """What is wrong with a receipt's ledger by itself: broken links, learning between two commits, tokens that don't add up."""
     faults: list[str] = []
     before = first_link(contents)
-    weights: dict[int, str] = {}  # after the last commit of each document
+    weights: dict[int, str] = {}  # document → digest after its last commit
     initial = contents["ledger"][0][4] if contents["ledger"] else ""
     tokens = 0
-    for number, (*commit, found) in enumerate(contents["ledger"]):
-        if found != link(before, commit):
+    for number, (*commit, stored_link) in enumerate(contents["ledger"]):
+        if stored_link != link(before, commit):
             faults.append(f"row {number} of the ledger was changed")
             break
-        before = found
+        before = stored_link
         document, segment, count, _, digest, after = commit
         tokens += count
         if segment and weights.get(document, digest) != digest:

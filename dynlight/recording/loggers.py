@@ -1,6 +1,6 @@
-"""Loggers: what they are told of a run, each point once however often it is cut short; and all that is W&B's.
+"""Loggers: each gets each point of a run once, however often the run is cut short; and all that is W&B's.
 
-wandb itself is imported only where it is used: that takes a second.
+wandb is imported only where it is used: importing it takes a second.
 """
 
 import json
@@ -21,7 +21,7 @@ from dynlight.recording.report.tables import documents_table
 
 
 def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
-    """Sets up the loggers in a trainer's settings: where W&B writes, and as which version a run that goes on does so.
+    """Sets, in a trainer's settings, where W&B writes, and the version with which each logger goes on.
 
     Args:
         trainer: the settings; W&B keeps its files in the run's folder unless they say otherwise.
@@ -32,30 +32,30 @@ def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     for number, logger in enumerate(loggers):
         kind = logger.class_path.rpartition(".")[2] if isinstance(logger, Namespace) else None
-        known = [version for name, version in versions[number : number + 1] if name == kind]
+        earlier = [version for name, version in versions[number : number + 1] if name == kind]
         if kind == WandbLogger.__name__:
             if logger.init_args.save_dir == ".":
                 logger.init_args.save_dir = str(folder)
-            logger.init_args.id = known[0] if known else logger.init_args.id
+            logger.init_args.id = earlier[0] if earlier else logger.init_args.id
         elif kind in (CSVLogger.__name__, TensorBoardLogger.__name__):
-            logger.init_args.version = known[0] if known else logger.init_args.version
+            logger.init_args.version = earlier[0] if earlier else logger.init_args.version
             if resumes and kind == TensorBoardLogger.__name__:
-                logger.init_args.purge_step = 0  # it is told all points again, and hides what it was told before
+                logger.init_args.purge_step = 0  # TensorBoard gets all points again, and hides the earlier ones
 
 
 def open_loggers(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
     """Opens the run of each logger, and gives W&B the run's configuration.
 
-    Where no account is set up, W&B keeps the run on disk and asks for nothing.
+    Where no account is set up, W&B keeps the run on disk instead of asking for a login.
 
     Returns:
-        Of each logger its class's name and its version, by which it can go on; None if that is no plain one.
+        [class's name, version] of each logger, by which it can go on; the version is None if it is no int or str.
 
     Raises:
         SettingError: if W&B cannot be reached.
     """
     with warnings.catch_warnings():
-        # CSVLogger begins its file anew: from a run that goes on it gets all points again.
+        # A CSVLogger begins its file anew, and is right to: a run that goes on logs all points again.
         warnings.filterwarnings("ignore", ".*exists and is not empty. Previous log files in this directory will be.*")
         for logger in loggers:
             if isinstance(logger, CSVLogger):
@@ -90,7 +90,7 @@ def _open_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
 
 
 def close_loggers(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
-    """Sends the end of a run: its totals, the table of documents, and the report with its pictures."""
+    """Sends W&B the end of a run: its totals, the table of documents, and the report with its pictures."""
     for logger in _wandb_loggers(loggers):
         import wandb
 
@@ -114,16 +114,16 @@ def define_series(loggers: Iterable[Logger], axes: Iterable[str], series: Iterab
         for axis in axes:
             run.define_metric(axis, hidden=True)
             for name in series:
-                once = None if axis == "tokens" else "none"  # in the run's summary
-                run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=once)
+                summary = None if axis == "tokens" else "none"  # each series stands once in the run's summary
+                run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=summary)
         for name in costs:
             run.define_metric(name, step_metric="tokens")
 
 
 class Points:
-    """The points of a run's series, which loggers are told once each, however often the run is cut short.
+    """The points of a run's series: each logger gets each of them once, however often the run is cut short.
 
-    Points are kept as lines of a file until the run ends, each before loggers are told. A run that goes on tells
+    Until the run ends, points are lines of a file; each is written there before it is logged. A run that goes on logs
 
     | logger | which points |
     |---|---|
@@ -133,7 +133,7 @@ class Points:
 
     Args:
         loggers: of the run.
-        file: where they are kept; None: nowhere, as such a run can't go on.
+        file: of the points; None: there is none, as such a run can't go on.
         resumes: whether the run goes on.
     """
 
@@ -142,18 +142,18 @@ class Points:
         self._lines: IO[bytes] | None = None
         self._file = file
         self._resumes = resumes
-        self._loggers = [(logger, _points_held(logger) if resumes else 0) for logger in loggers]
+        self._loggers = [(logger, _points_logged(logger) if resumes else 0) for logger in loggers]
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
 
     def add(self, point: dict[str, dict[str, float]]) -> None:
-        """Tells loggers the next point: its `axes`, `series`, `costs` and `weights`."""
+        """Logs the next point: its `axes`, `series`, `costs` and `weights`, each name → value."""
         if self._lines is not None:
             self._lines.write(json.dumps(point).encode() + b"\n")
-        for logger, held in self._loggers:
-            if held is None or self.count >= held:
-                _tell(logger, point, self.count, self._resumes)
+        for logger, logged in self._loggers:
+            if logged is None or self.count >= logged:
+                _log(logger, point, self.count, self._resumes)
         self.count += 1
 
     def sync(self) -> int:
@@ -163,7 +163,7 @@ class Points:
         return self.count
 
     def go_on(self, count: int | None = None, tokens: float = math.inf) -> None:
-        """Goes on after so many points, or the last of so many tokens, and tells loggers what they haven't got so far."""
+        """Drops all but the first `count` points, or those of the first `tokens` tokens, and logs those that loggers lack."""
         if self._lines is None or self._file is None:
             self.count = count or 0
             return
@@ -173,13 +173,13 @@ class Points:
                 break
             kept.append(line)
         self._lines.truncate(sum(map(len, kept)))
-        for logger, held in self._loggers:
-            for step in range(len(kept) if held is None else held, len(kept)):
-                _tell(logger, json.loads(kept[step]), step, self._resumes)
+        for logger, logged in self._loggers:
+            for step in range(len(kept) if logged is None else logged, len(kept)):
+                _log(logger, json.loads(kept[step]), step, self._resumes)
         self.count = len(kept)
 
     def end(self) -> None:
-        """Has loggers write down what they were told: from now on it is kept nowhere else."""
+        """Has loggers write their points to disk, as the file of points is removed when the run ends."""
         for logger, _ in self._loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
@@ -187,7 +187,8 @@ class Points:
                 logger.experiment.flush()
 
 
-def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:
+def _log(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:
+    """Gives a logger one point; `step` is the point's number."""
     axes, series, costs, weights = (point[group] for group in ("axes", "series", "costs", "weights"))
     if not isinstance(logger, WandbLogger):
         logger.log_metrics(axes | series | costs | weights, step)
@@ -196,12 +197,12 @@ def _tell(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes
     drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
     if resumes:
         logger.experiment.log(axes | drawn | weights, step=step)
-    else:  # W&B counts by itself, which suits what others may tell it
+    else:  # W&B counts steps by itself, so that a user's callbacks may log beside
         logger.log_metrics(axes | drawn | weights)
 
 
-def _points_held(logger: Logger) -> int | None:
-    """How many points a logger has of the run that it goes on with; None: those up to the checkpoint, as far as is known."""
+def _points_logged(logger: Logger) -> int | None:
+    """How many points of an earlier part of the run a logger has; None: unknown, so those up to the checkpoint count."""
     if isinstance(logger, CSVLogger | TensorBoardLogger):
         return 0
     if not isinstance(logger, WandbLogger):
@@ -209,7 +210,7 @@ def _points_held(logger: Logger) -> int | None:
     run = logger.experiment
     if not run.offline:
         return run.step
-    # What W&B was told last may not have come to disk when the run was killed, so its files are looked into.
+    # The last points may not have come to disk when the run was killed, so W&B's own files say how many there are.
     folder = Path(run.dir).parent
     steps = [-1]
     for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):

@@ -1,4 +1,4 @@
-"""Memory: how much a process and its device hold, have held at most, and have left."""
+"""Memory of the machine: how much a process and its device hold, have held at most, and have left."""
 
 import re
 import resource
@@ -14,7 +14,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory held at a time, in bytes: the device's on CUDA, else the process's since its program began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # What `getrusage` says on Linux may be of the process that started this one: it outlives the change of program.
+    # On Linux `getrusage` may give the peak of the parent process, which outlives the change of program.
     if _STATUS.exists():
         return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -39,7 +39,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def begin_peak(device: torch.device) -> None:
-    """Lets the peak of memory begin anew."""
+    """Makes `peak_memory` count anew from now on."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,7 +52,7 @@ def _status(entry: str) -> int:
 
 
 def _kilobytes(file: Path, entry: str) -> int:
-    """The entry of a file of Linux that counts kilobytes, in bytes."""
-    found = re.search(rf"^{entry}:\s*(\d+) kB", file.read_text(), re.MULTILINE)
-    assert found is not None, f"{file} has {entry} on Linux"
-    return 1024 * int(found[1])
+    """In bytes, an entry of a Linux file that counts kilobytes."""
+    match = re.search(rf"^{entry}:\s*(\d+) kB", file.read_text(), re.MULTILINE)
+    assert match is not None, f"{file} has {entry} on Linux"
+    return 1024 * int(match[1])

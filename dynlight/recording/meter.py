@@ -1,4 +1,4 @@
-"""Meter: a callback that only looks, after a segment was scored."""
+"""Meter: a callback that looks at each committed score and changes nothing."""
 
 from collections.abc import Container, Sequence
 
@@ -12,31 +12,31 @@ from dynlight.learning.module import DynamicEvaluation
 class Meter(Callback):
     """Looks at each score once it is committed, and changes nothing: its place among the callbacks doesn't matter.
 
-    Where all processes read the same documents, the first one's meters alone look.
+    Where all processes read the same documents, only the meters of the first one look.
     """
 
-    is_on = False  # from the start of a run, on a process that keeps records
+    is_on = False  # whether this process keeps records, set when a run starts
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
-        """A run begins, or goes on."""
+        """Is called when a run begins, or goes on."""
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
-        """A segment was read; `module.score` says what was committed, None where no document of it was left."""
+        """Is called when a segment was read; `module.score` is what was committed, None where all its documents had stopped."""
 
     def end(self, trainer: Trainer, module: DynamicEvaluation) -> None:
-        """All segments were read."""
+        """Is called when all segments were read."""
 
     def close(self) -> None:
-        """Everything that is made at the end of a run is made."""
+        """Is called when every meter has ended."""
 
     def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
-        """The run ends by an exception."""
+        """Is called when an exception ends the run."""
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        """Takes the documents into account that an earlier part of the run has read to their end."""
+        """Counts the documents that an earlier part of the run has read to their end."""
 
     def keep_only(self, documents: Container[int]) -> None:
-        """Leaves out what an earlier part of the run said of any other document."""
+        """Drops what an earlier part of the run has recorded of any other document."""
 
     def on_train_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         self.is_on = pl_module.processes.keeps_records

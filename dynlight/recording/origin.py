@@ -1,4 +1,4 @@
-"""Origin: what a run is made of, so that a change is noticed when it goes on."""
+"""Origin: what a run is made of, by which a run that goes on notices a change."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,7 @@ from dynlight.recording.hashes import hash_of_documents
 from dynlight.recording.sealed import DamagedError, seal, unseal
 
 UNFINISHED = "unfinished"  # the folder in a run's folder that only an unfinished run has
-# Settings that may change: where things are, who is told, and what changes no document's scores.
+# Settings that may change when a run goes on: paths, loggers, and what changes no document's scores.
 _FREE = ["config", "out", "overwrite", "checkpoint", "data.together", "trainer.devices", "trainer.accelerator"]
 _FREE += ["trainer.strategy", "trainer.num_nodes", "trainer.logger", "trainer.profiler", "trainer.plugins"]
 
@@ -21,28 +21,32 @@ class Origin:
     """What a run is made of, and which documents its processes read in which waves.
 
     Raises:
-        SettingError: from its checks, where something has changed since.
+        SettingError: from the checks, where settings, documents or model have changed since the run began.
     """
 
     settings: dict[str, str]
-    documents: list[list[str]]  # of each its name, and a hash
+    documents: list[list[str]]  # [name, hash] of each
     together: int | str
     ranks: int
-    done: list[int]  # documents read before the present waves were made
-    hashes: dict[str, str | None]  # of the model and its tokenizer; none before these are known
-    loggers: list[list[Any]]  # of each its class and version
+    done: list[int]  # documents that were finished before the present waves were made
+    hashes: dict[str, str | None]  # of model and tokenizer; empty until the model is loaded
+    loggers: list[list[Any]]  # [class, version] of each
 
     @classmethod
     def of_run(
         cls, settings: dict[str, str], documents: Sequence[Document], together: int | str, ranks: int
     ) -> "Origin":
-        """That of a new run."""
+        """The origin of a new run."""
         hashed = [[document.name, hash_of_documents([document])] for document in documents]
         return cls(settings, hashed, together, ranks, done=[], hashes={}, loggers=[])
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of the unfinished run in a folder."""
+        """The origin of the unfinished run in a folder.
+
+        Raises:
+            SettingError: if the folder holds no unfinished run, or its origin is damaged.
+        """
         file = folder / UNFINISHED / "origin.sealed"
         if not file.exists():
             advice = "it is finished" if (folder / "summary.json").exists() else "it has nothing to go on from"
@@ -58,20 +62,20 @@ class Origin:
             ) from error
 
     def write(self, unfinished: Path) -> None:
-        """Puts it where an unfinished run has it."""
+        """Writes the origin into the folder `unfinished` of a run."""
         seal(unfinished / "origin.sealed", asdict(self))
 
     def check_settings(self, folder: Path, settings: dict[str, str]) -> None:
-        """Whether these are the settings that the run began with, but for those that may change."""
+        """Raises SettingError unless the run began with these settings; `settings_of` leaves out those that may change."""
         for name in sorted({*self.settings, *settings}):
-            old, new = (each.get(name, "nothing") for each in (self.settings, settings))
+            old, new = self.settings.get(name, "nothing"), settings.get(name, "nothing")
             if old != new:
                 raise SettingError(
                     name, f"be {old} as when {folder} began", got=new, advice="change it back, or begin another run"
                 )
 
     def check_documents(self, folder: Path, documents: Sequence[Document]) -> None:
-        """Whether these are the documents that the run began with."""
+        """Raises SettingError unless the run began with these documents."""
         if len(documents) != len(self.documents):
             raise SettingError(
                 "data",
@@ -79,17 +83,17 @@ class Origin:
                 got=len(documents),
                 advice="begin another run",
             )
-        for (name, known), document in zip(self.documents, documents, strict=True):
-            if document.name != name or hash_of_documents([document]) != known:
+        for (name, earlier_hash), document in zip(self.documents, documents, strict=True):
+            if document.name != name or hash_of_documents([document]) != earlier_hash:
                 got = "another text" if document.name == name else f"{document.name!r}"
                 raise SettingError(
                     "data", f"hold {name!r} as it was when {folder} began", got=got, advice="begin another run"
                 )
 
     def check_hashes(self, folder: Path, hashes: dict[str, str | None]) -> None:
-        """Whether these are the hashes of the model and the tokenizer that the run began with, if these are known."""
-        for name, known in self.hashes.items():
-            if hashes[name] != known:
+        """Raises SettingError unless the run began with a model and a tokenizer of these hashes, where it knows them."""
+        for name, earlier_hash in self.hashes.items():
+            if hashes[name] != earlier_hash:
                 what = "weights" if name == "model" else "definition"
                 setting = "model.pretrained" if name == "model" else "model.tokenizer"
                 raise SettingError(
@@ -97,21 +101,21 @@ class Origin:
                 )
 
     def begun(self, together: int, hashes: dict[str, str | None]) -> "Origin":
-        """The same, of a run whose number of documents together and whose model are known."""
+        """A copy with what is known once the model is loaded: the number of documents together, and the hashes."""
         return replace(self, together=together, hashes={name: hashes[name] for name in ("model", "tokenizer")})
 
     def logged_as(self, loggers: list[list[Any]]) -> "Origin":
-        """The same, of a run with these loggers, of each its class and version."""
+        """A copy with the run's loggers: [class, version] of each."""
         return replace(self, loggers=loggers)
 
     @property
     def stream(self) -> dict[str, Any]:
-        """What a position in the stream of segments depends on."""
+        """What the order of segments depends on: a checkpoint counts segments of one such stream."""
         return {"together": self.together, "ranks": self.ranks, "done": self.done}
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, str]:
-    """A configuration's settings that must not change, by name, in words."""
+    """The settings that must not change when a run goes on: name, without `init_args` → value as text."""
     return {
         name: str(value)
         for name, value in _leaves(config)

@@ -1,8 +1,7 @@
 """Pieces: the rows of a run on their way to its files, in pieces that never change once they are there.
 
 A piece holds the rows of a few segments of one document, sealed, under the name of the first: `00000003-00000256.part`.
-What a run has on disk when it is cut short is therefore whole pieces, and going on means to leave out those that came
-after the checkpoint.
+A run that is cut short therefore leaves whole pieces, and it goes on by dropping those that came after its checkpoint.
 """
 
 import os
@@ -19,8 +18,8 @@ import torch
 from dynlight.durable import sync_to_disk
 from dynlight.recording.sealed import DamagedError, seal, unseal
 
-BUFFERED = 32  # segments of a document that are kept until they are written as a piece: what bounds memory
-GROUP = 8 * BUFFERED  # and those that stand together in a file of the run
+BUFFERED = 32  # segments of a document whose rows wait in memory until they are written as a piece
+GROUP = 8 * BUFFERED  # segments of a document whose rows are written to a file of the run together
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Piece:
     document: int
     first: int
     stop: int
-    is_last: bool  # whether the document is done with
+    is_last: bool  # whether the document gets no other piece
     failure: dict[str, Any] | None  # of a document that failed
     tables: dict[str, pa.Table]
 
@@ -51,7 +50,7 @@ class Pieces:
 
     def sync(self) -> None:
         """Waits until all pieces are on disk."""
-        if len(self._unsynced) > 100:  # of short documents there are many, and to wait for each would take long
+        if len(self._unsynced) > 100:  # there are many of short documents, and waiting for each would take long
             os.sync()
         else:
             for path in [*self._unsynced, self.folder]:
@@ -78,11 +77,11 @@ class Pieces:
     def tables(self, document: int, name: str) -> Iterator[pa.Table]:
         """A document's rows in groups of GROUP segments, however they were cut into pieces."""
         for _, group in groupby(self._unsealed(document), key=lambda piece: piece["first"] // GROUP):
-            # In one piece, as the bytes of a parquet file depend on how many pieces a column comes in.
+            # Combined, as the bytes of a parquet file depend on how many chunks of memory a column comes in.
             yield pa.concat_tables([_table_of(piece["tables"][name]) for piece in group]).combine_chunks()
 
     def extent(self, document: int) -> tuple[list[int], bool]:
-        """Where the undamaged pieces of a document end, as segments, and whether these are all it will get."""
+        """The segments before which the undamaged pieces of a document end, 0 first, and whether its last piece is there."""
         stops, is_last = [0], False
         try:
             for piece in self._unsealed(document):
@@ -99,7 +98,7 @@ class Pieces:
         return next((piece["failure"] for piece in self._unsealed(document) if piece["is_last"]), None)
 
     def drop(self, document: int, stop: int = 0) -> None:
-        """Removes what there is of a document from segment `stop` on."""
+        """Removes the pieces of a document that begin at segment `stop` or later."""
         for path in self.folder.glob(f"{document:08d}-*.part"):
             if int(path.stem.partition("-")[2]) >= stop:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Progress: one line that shows how far the run is and what it has found so far."""
+"""Progress: one line that shows how far the run is and its score so far."""
 
 import shutil
 import sys
@@ -21,8 +21,8 @@ from dynlight.recording.report.text import number
 class DocumentProgress(Meter, ProgressBar):
     """Shows documents done, tokens per second, running bits per byte (static → adapted), and the time left.
 
-    On a terminal it is one line that is written again, no wider than the terminal; elsewhere a line every ten seconds,
-    and the last. Of several processes the first shows what all have read, as they told within the last second.
+    On a terminal one line, no wider than the terminal, is written again and again; elsewhere a line is added every ten
+    seconds and at the end. Of several processes the first shows what all have read, at most a second ago.
 
     Args:
         seconds: the least time between two refreshes on a terminal.
@@ -67,7 +67,7 @@ class DocumentProgress(Meter, ProgressBar):
 
     def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
         if self._enabled and self._is_terminal:
-            print(file=sys.stderr)  # what comes next begins on a line of its own
+            print(file=sys.stderr)  # what is printed next begins on a line of its own
 
     def _show_now_and_then(self, module: DynamicEvaluation) -> None:
         now = time.perf_counter()
@@ -76,14 +76,14 @@ class DocumentProgress(Meter, ProgressBar):
             self._show(module)
 
     def _counts(self, module: DynamicEvaluation) -> list[float]:
-        """Of all processes: tokens read, documents finished; nats and bytes, and those of the reference; how many are done."""
+        """Summed over processes: tokens read, documents finished, nats, bytes, static nats and their bytes, processes done."""
         read, has_static = module.totals.read, module.reference is not None
         sums = [read.nats, read.bytes, read.static_nats, read.bytes * has_static]
         mine = [self._read, self._finished, *sums, self._is_done]
         return self._board.total("progress", mine, at_once=self._is_done)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was read so far, and in how many seconds."""
+        """Tokens read and documents finished so far, and the seconds taken."""
         return {"read": self._read, "finished": self._finished, "seconds": time.perf_counter() - self._began}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class DocumentProgress(Meter, ProgressBar):
         self._began = time.perf_counter() - state_dict["seconds"]
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        self._read = sum(len(each.document) for each in finished)
+        self._read = sum(len(earlier.document) for earlier in finished)
         self._finished += len(finished)
 
     def _show(self, module: DynamicEvaluation, end: str = "") -> None:
@@ -106,26 +106,26 @@ class DocumentProgress(Meter, ProgressBar):
             print(line, file=sys.stderr, flush=True)
 
     def _line(self, counts: list[float], width: int) -> str:
-        """What there is to tell, in at most `width` columns: the less important gives way first."""
+        """The line, in at most `width` columns: what matters least is left out first."""
         read, finished, nats, size, static_nats, static_size, _ = counts
         seconds = time.perf_counter() - self._began
         left = seconds * (self._tokens - read) / read if read else 0.0
-        share = read / self._tokens if self._tokens else 1.0
+        fraction = read / self._tokens if self._tokens else 1.0
         adapted, static = bits_per_byte(nats, size), bits_per_byte(static_nats, static_size)
         score = number(adapted, 2)
         if static is not None:
             score = f"static {number(static, 2)} → adapted {score}"
         documents = f"{finished + self._empty:,.0f}/{self._documents:,}"
         speed, remaining = f"{read / max(seconds, 1e-9):,.0f} tok/s", f"{_clock(left)} left"
-        bar = "█" * round(12 * share) + "░" * (12 - round(12 * share))
-        for parts in (
-            (f"{bar} {share:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
-            (f"{share:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
-            (f"{share:4.0%}", f"{documents} documents", speed, score, remaining),
-            (f"{share:4.0%}", documents, score, remaining),
-            (f"{share:4.0%}",),
+        bar = "█" * round(12 * fraction) + "░" * (12 - round(12 * fraction))
+        for cells in (
+            (f"{bar} {fraction:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
+            (f"{fraction:4.0%}", f"{documents} documents", speed, f"bits per byte {score}", remaining),
+            (f"{fraction:4.0%}", f"{documents} documents", speed, score, remaining),
+            (f"{fraction:4.0%}", documents, score, remaining),
+            (f"{fraction:4.0%}",),
         ):
-            if len(line := " · ".join(parts)) <= width:
+            if len(line := " · ".join(cells)) <= width:
                 break
         return line
 

@@ -1,7 +1,7 @@
 """Receipt: what was scored, by which weights, in an order that cannot be changed afterwards.
 
-`receipt.json` holds hashes (SHA-256) of all that goes into a run, and its ledger (`ledger.py`). Who has the same model and
-data can play rows again: `python -m dynlight.audit --receipt runs/x`.
+`receipt.json` holds hashes (SHA-256) of all that goes into a run, and its ledger (`ledger.py`). Whoever has the same
+model and data can play rows again: `python -m dynlight.audit --receipt runs/x`.
 """
 
 import json
@@ -23,13 +23,13 @@ from dynlight.recording.meter import Meter
 
 
 class Receipt(Meter):
-    """Keeps the ledger of a run.
+    """Keeps the ledger of a run, and writes `receipt.json` at its end.
 
-    While the run goes on its rows are lines of `rows/ledger.0.jsonl`, so that a long run needs no more memory.
+    While the run goes on, the rows are lines of `rows/ledger.<rank>.jsonl`, so that a long run needs no more memory.
 
     Args:
         folder: where `receipt.json` goes, beside `config.yaml`; None keeps it in memory, as `contents`.
-        resumes: whether the rows that are there belong to this run, which goes on.
+        resumes: whether the run goes on, so that the rows in the folder are its own.
     """
 
     def __init__(self, folder: str | Path | None = None, resumes: bool = False) -> None:
@@ -39,7 +39,7 @@ class Receipt(Meter):
         self._lines: IO[bytes] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
-        # By all processes, from which a model's shards are gathered.
+        # On every process, also where the meter is off: the hash gathers the shards of a model from all.
         self._hash_of_model = hash_of_weights(pl_module.model.state_dict())
         super().on_train_start(trainer, pl_module)
 
@@ -66,7 +66,7 @@ class Receipt(Meter):
         if self.folder is not None:
             ledger = ledger_of(self.folder, self._board.rank)
             ledger.parent.mkdir(parents=True, exist_ok=True)
-            # Each row at once: a killed process leaves none behind, and a write costs less than a digest.
+            # Unbuffered: a killed process loses no row, and a write costs less than a digest.
             self._lines = ledger.open("ab" if self._resumes else "wb", buffering=0)
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
@@ -91,25 +91,25 @@ class Receipt(Meter):
         write_text(self.folder / "receipt.json", text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the ledger goes that is on disk once this returns."""
+        """The first and last link of the ledger and its length in bytes; all of it is on disk once this returns."""
         if self.folder is None or self._lines is None:
             return {}
         sync_to_disk(ledger_of(self.folder, self._board.rank))
         return {"first": first_link(self.contents), "last": self._link, "bytes": self._lines.tell()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leaves out the rows that came after."""
+        """Drops the rows that came after the state."""
         assert self._lines is not None, "the run has begun"
         self._lines.truncate(state_dict["bytes"])
         self._lines.seek(0, os.SEEK_END)
         self._link = state_dict["last"]
 
     def keep_only(self, documents: Container[int]) -> None:
-        """Leaves out the rows of all other documents; those that stay are linked anew."""
+        """Drops the rows of all other documents; those that stay are linked anew."""
         assert self.folder is not None and self._lines is not None, "the run has begun"
         rows = list(read_ledger(ledger_of(self.folder, self._board.rank)))
         for rank, file in ledgers(self.folder).items():
-            if self._board.rank == 0 and rank >= self._board.ranks:  # of a process that there was before
+            if self._board.rank == 0 and rank >= self._board.ranks:  # of a process that the run no longer has
                 rows += read_ledger(file)
         self._lines.truncate(0)
         self._lines.seek(0)
@@ -129,7 +129,7 @@ class Receipt(Meter):
             self._lines.write(line_of(row))
 
     def _joined(self, folder: Path) -> list[list[Any]]:
-        """The ledger; of several processes document by document."""
+        """The rows of all processes; of several, sorted by document and segment and linked anew."""
         ledger = [row for file in ledgers(folder).values() for row in read_ledger(file)]
         if self._board.ranks == 1:
             return ledger

@@ -41,8 +41,8 @@ class Records(Meter):
         folder: where the rows go: `segments.parquet`, `timings.parquet`, `tokens.parquet`, of a mixture
             `experts.parquet`, and `run.json`. None keeps them in a temporary folder that lives as long as this object:
             results as tables in memory.
-        settings: what `run.json` says besides: the command and the like.
-        resumes: whether the rows that are there belong to this run, which goes on.
+        settings: entries that `run.json` has besides: the run's name and command.
+        resumes: whether the run goes on, so that the rows in the folder are its own.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Records(Meter):
         self._settings = settings or {}
         self._resumes = resumes
         self._rows: dict[int, BufferedRows] = {}
-        self._written: dict[int, int] = {}  # of documents that are being read: the segments on disk
-        self._peak_memory = 0  # before this process went on with the run
+        self._written: dict[int, int] = {}  # document being read → its segments on disk
+        self._peak_memory = 0  # bytes, before the run went on in this process
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a row on disk, or a place for one."""
+        """Whether the folder for rows is there: before that nothing was read."""
         return self.pieces.folder.exists()
 
     @property
@@ -71,7 +71,7 @@ class Records(Meter):
 
     @property
     def tokens(self) -> pd.DataFrame:
-        """One row a token: its text and its nats."""
+        """One row a token, with the columns of `tokens.parquet`."""
         return pd.read_parquet(self.folder / "tokens.parquet")
 
     @property
@@ -83,7 +83,8 @@ class Records(Meter):
         self._schemas = SCHEMAS | (MIXTURE_SCHEMAS if module.mixture is not None else {})
         self._began = time.perf_counter()
         self._board = module.processes.board
-        self.folder = Path(self._board.of_first("folder", str(self.folder)))  # where it is temporary, each has another
+        # The first process's folder: of a temporary one each process has made its own.
+        self.folder = Path(self._board.of_first("folder", str(self.folder)))
         self.pieces = Pieces(self.folder / "rows")
         self._device = module.device
         if self._board.rank == 0:
@@ -103,7 +104,7 @@ class Records(Meter):
         of_tokens = {} if score is None else columns_of_tokens(score)
         for row, document in enumerate(segment.documents):
             if document.index not in self._rows:
-                # Not at `cut.index`: a document that has failed may have been passed over for a while.
+                # Not `cut.index`: a document that has failed has no rows for a while, so its next piece begins at the last one's end.
                 first = self._written.get(document.index, segment.cut.index)
                 self._rows[document.index] = BufferedRows(document, first, self._schemas)
             rows = self._rows[document.index]
@@ -120,7 +121,7 @@ class Records(Meter):
         failures = [(document, asdict(failure)) for document, failure in module.failures.of_documents.items()]
         mine = {"failures": failures, "peak_memory_bytes": max(self._peak_memory, peak_memory(self._device))}
         processes = self._board.gather("records", mine)
-        if not processes:  # process 0 joins what all have written
+        if not processes:  # only the first process gets what all have sent, and joins their pieces
             return
         documents = stream_of(trainer).loaded
         for name, schema in self._schemas.items():
@@ -136,16 +137,16 @@ class Records(Meter):
         write_text(self.folder / "run.json", json.dumps(run, indent=1))
 
     def _join(self, name: str, schema: pa.Schema, documents: Sequence[Document]) -> None:
-        """Makes a file of all its rows, in the order of the documents."""
+        """Writes `<name>.parquet` from the pieces of all documents, in the order of the documents."""
         with draft_of(self.folder / f"{name}.parquet") as draft, pq.ParquetWriter(draft, schema) as writer:
             for document in documents:
                 for table in self.pieces.tables(document.index, name):
-                    if len(table):  # none of a document that failed at once
+                    if len(table):  # a document that failed in its first segment has no rows
                         writer.write_table(table)
-                    pa.default_memory_pool().release_unused()  # else it keeps more after each table
+                    pa.default_memory_pool().release_unused()  # else the pool grows with each table
 
     def close(self) -> None:
-        # Not before all that is made at the end is on disk: until then the pieces may be needed to go on.
+        # Not in `end`: until the other meters have written their files too, the run may have to go on from its pieces.
         if self._board.rank == 0:
             shutil.rmtree(self.pieces.folder)
 
@@ -153,7 +154,7 @@ class Records(Meter):
         self._write_all()  # what was scored stays
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows go that are on disk once this returns."""
+        """How many segments of each document are on disk once this returns, the seconds taken, and the peak of memory."""
         self._write_all()
         self.pieces.sync()
         return {
@@ -178,6 +179,7 @@ class Records(Meter):
 
 
 def _describe(document: Document, failure: dict[str, Any] | None) -> dict[str, Any]:
+    """The entry of a document in run.json."""
     failure = dict(failure or {})
     stopped = failure.pop("stopped", None)
     return {
@@ -192,7 +194,7 @@ def _describe(document: Document, failure: dict[str, Any] | None) -> dict[str, A
 
 
 def _describe_run(trainer: Trainer, module: DynamicEvaluation) -> dict[str, Any]:
-    """What was run, and on what."""
+    """The entries of run.json that say what was run, and on what."""
     weights = list(module.model.parameters())
     return {
         "protocol": module.protocol,

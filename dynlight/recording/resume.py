@@ -1,7 +1,7 @@
 """Resume: where a run that was cut short goes on.
 
-From its last checkpoint it goes on as if nothing had happened, to the last bit. Where none can be used, or documents are
-now read together in other waves, the documents that were read to their end are kept, and the others read from their start.
+From its last checkpoint a run goes on as if nothing had happened, to the last bit. Where no checkpoint can be used, or
+documents are now read together in other waves, finished documents are kept, and the others are read from their start.
 """
 
 import shlex
@@ -40,8 +40,8 @@ def is_read(folder: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Makes a run a finished one."""
-    (folder / UNFINISHED / "origin.sealed").unlink()  # what is left then is no run
+    """Removes what makes a run an unfinished one."""
+    (folder / UNFINISHED / "origin.sealed").unlink()  # first: without it the folder is no unfinished run
     shutil.rmtree(folder / UNFINISHED)
 
 
@@ -62,26 +62,26 @@ class Start:
     pieces: Pieces
     origin: Origin
     rank: int  # of this process
-    waves: list[Wave]  # that it reads, whole or in part
-    skip: int = 0  # segments of these waves that are done
-    finished: frozenset[int] = frozenset()  # documents of these waves that are
-    state: dict[str, Any] | None = None  # of a checkpoint; None: from the start of a wave
-    usable: list[Path] = field(default_factory=list)  # checkpoints that agree with it
+    waves: list[Wave]  # that this process reads, whole or in part
+    skip: int = 0  # segments of the waves that were read
+    finished: frozenset[int] = frozenset()  # documents of the waves that were read to their end
+    state: dict[str, Any] | None = None  # of a checkpoint; None: the run goes on at the start of a wave
+    usable: list[Path] = field(default_factory=list)  # the checkpoint and older ones, which are kept
 
     @property
     def position(self) -> Position:
-        """Where its stream goes on."""
+        """Where the stream of segments goes on."""
         return Position(frozenset(self.origin.done), self.skip)
 
     def drop_rows(self) -> None:
-        """Leaves out what was scored later."""
+        """Drops the rows that were scored later; without a checkpoint, all rows of documents that aren't finished."""
         running = self.state["callbacks"]["Records"]["running"] if self.state else {}
         for document in (document.index for wave in self.waves for document in wave):
             if document not in self.finished:
                 self.pieces.drop(document, running.get(document, 0))
 
     def recount(self, documents: Sequence[Document], module: DynamicEvaluation, meters: Iterable[Meter]) -> None:
-        """Tells the module and all meters about the documents that are kept; of other waves' the first process does."""
+        """Has module and meters count the finished documents; the first process counts those of earlier waves too."""
         counted = self.finished | (frozenset(self.origin.done) if self.rank == 0 else frozenset())
         finished = [self._finished(document) for document in documents if document.index in counted]
         module.recount(finished)
@@ -91,7 +91,7 @@ class Start:
 
     def _finished(self, document: Document) -> Finished:
         tables = [list(self.pieces.tables(document.index, name)) for name in ("segments", "timings")]
-        rows, timings = (pa.concat_tables(each).to_pandas() for each in tables)
+        rows, timings = (pa.concat_tables(groups).to_pandas() for groups in tables)
         failure = self.pieces.failure(document.index)
         return Finished(document, None if failure is None else Failure(**failure), rows.merge(timings))
 
@@ -113,7 +113,7 @@ def find_start(
         stream: of all documents, with as many together as they are read from now on.
         context: what cuts them into segments.
         carries_over: whether what is learned from one document is carried on to the next.
-        share: which share of the documents this process reads, and of how many.
+        share: the rank of this process among those that deal the documents among them, and their number.
         may_checkpoint: whether each process can go on from a checkpoint of its own.
 
     Returns:
@@ -134,7 +134,7 @@ def find_start(
 
 
 def _from_checkpoint(folder: Path, start: Start) -> Start | None:
-    """From the newest checkpoint that is whole, of the same waves, and whose rows are there."""
+    """The start at the newest checkpoint that is whole, of the same waves, and has its rows on disk; None: there is none."""
     paths = checkpoints(folder / UNFINISHED, start.rank)
     for path in paths:
         try:
@@ -153,16 +153,17 @@ def _from_checkpoint(folder: Path, start: Start) -> Start | None:
 
 
 def _from_a_wave(folder: Path, start: Start, context: Context, carries_over: bool) -> Start:
-    """From the first wave that isn't finished: in the same waves all is as it would have been, to the last bit."""
+    """The start at the first wave that isn't finished: as waves are the same, scores are too, to the last bit."""
     documents = [document for wave in start.waves for document in wave]
-    whole = set() if carries_over else _whole(folder, start.pieces, documents)  # else what they taught is lost
+    # Where learning carries over, all documents are read again: what the finished ones taught is lost.
+    whole = set() if carries_over else _whole(folder, start.pieces, documents)
     waves = list(takewhile(lambda wave: whole.issuperset(document.index for document in wave), start.waves))
     finished = frozenset(document.index for wave in waves for document in wave)
     return replace(start, skip=count_segments(waves, context), finished=finished)
 
 
 def _check_rows(folder: Path, start: Start, state: dict[str, Any]) -> None:
-    """Raises DamagedError where rows are missing that a checkpoint relies on."""
+    """Raises DamagedError where rows that a checkpoint relies on are damaged or missing."""
     check_ledger(ledger_of(folder, start.rank), **state["callbacks"]["Receipt"])
     for document in (*start.origin.done, *state["finished"]):
         if not start.pieces.extent(document)[1]:
@@ -173,19 +174,19 @@ def _check_rows(folder: Path, start: Start, state: dict[str, Any]) -> None:
 
 
 def _whole(folder: Path, pieces: Pieces, documents: Iterable[Document]) -> set[int]:
-    """The documents whose rows are all there."""
+    """The documents whose rows are all on disk, up to the last piece, with a commit in a ledger for each segment."""
     committed = Counter(row[0] for file in ledgers(folder).values() for row in read_ledger(file))
     extents = {document.index: pieces.extent(document.index) for document in documents}
     return {index for index, (stops, is_last) in extents.items() if is_last and committed[index] == stops[-1]}
 
 
 def _module_state(state: dict[str, Any]) -> dict[str, Any]:
-    """What the module left in a checkpoint; of version 0.1.0, which kept its running sums thrice, in today's form."""
+    """The module's state in a checkpoint; one of version 0.1.0, which kept the running sums thrice, in today's form."""
     module: dict[str, Any] = state["module"]
     if "totals" in module:
         return module
     sums = state["callbacks"].get("FlopsLogger", {})
-    has_loggers = "axes" in sums and sums["axes"]["tokens"] > 0  # then it left documents out that had stopped
+    has_loggers = "axes" in sums and sums["axes"]["tokens"] > 0  # then these sums leave out documents that have stopped
     read = sums["read"] if has_loggers else module["adapted"] | {"static_nats": module["static"]["nats"]}
     failures = {
         document: {"segment": segment, "reason": module["reasons"][document], "stopped": name == "failed"}
@@ -203,5 +204,5 @@ def _module_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def say(message: str) -> None:
-    """One line about what is done in the user's stead."""
+    """Prints one line about a decision that was made for the user."""
     print(f"resume: {message}", file=sys.stderr)

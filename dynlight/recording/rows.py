@@ -1,4 +1,4 @@
-"""Rows: those of one document that are not on disk yet, and the columns of the files that they go to."""
+"""Rows: the columns of a run's parquet files, and the rows of a document that are not on disk yet."""
 
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +29,7 @@ SCHEMAS = {
         + [("nats", pa.float32()), ("static_nats", pa.float32())]
     ),
 }
-# Of a mixture: what each expert said of a segment, and of each token.
+# What a mixture has besides: the nats of each expert, for each token and for each segment.
 MIXTURE_SCHEMAS = {
     "tokens": SCHEMAS["tokens"].append(pa.field("expert_nats", pa.list_(pa.float32()))),
     "experts": pa.schema(
@@ -45,15 +45,15 @@ class BufferedRows:
     def __init__(self, document: Document, first: int, schemas: dict[str, pa.Schema]) -> None:
         self.document = document
         self._schemas = schemas
-        self.first = self.stop = first  # segments
+        self.first = self.stop = first  # the rows are those of the segments first … stop − 1
         self.is_last = False
         self.failure: Failure | None = None
         self._buffered: dict[str, list[tuple[Any, ...]]] = {name: [] for name in schemas if name != "tokens"}
-        self._tokens = 0  # buffered, of each of which there is something in each of:
-        self._of_tokens: dict[str, np.ndarray] = {}  # float32 [tokens, …] by column
+        self._tokens = 0  # buffered: so far each array of `_of_tokens` is filled
+        self._of_tokens: dict[str, np.ndarray] = {}  # column → float32 [room, …]
 
     def add(self, score: Score, of_tokens: dict[str, np.ndarray], flops: Flops, row: int) -> None:
-        """Takes what a row of a segment scored, and what was said of each token, [D, S] or [D, S, E]."""
+        """Buffers the score of one row of a segment; `of_tokens` holds, by column, nats of each token [D, S] or [D, S, E]."""
         cut, columns = score.segment.cut, score.segment.scored[row]
         self._buffered["segments"].append(self._segment(score, flops, row))
         self._buffered["timings"].append(self._timing(score))
@@ -64,12 +64,12 @@ class BufferedRows:
             if name not in self._of_tokens:
                 room = min(BUFFERED * values.shape[1], len(self.document) - cut.start)
                 self._of_tokens[name] = np.empty((room, *values.shape[2:]), np.float32)
-            # Copied: what is kept of each segment by itself would leave holes in memory that the next doesn't fit into.
+            # Copied into one array: an array for each segment would fragment the process's memory.
             self._of_tokens[name][self._tokens : stop] = values[row, columns]
         self._tokens, self.stop = stop, cut.index + 1
 
     def take(self) -> Piece:
-        """All of them as a piece, from now on buffered no longer."""
+        """The buffered rows as a piece; the buffer is empty afterwards."""
         failure = asdict(self.failure) if self.failure is not None else None
         piece = Piece(self.document.index, self.first, self.stop, self.is_last, failure, self._tables())
         self.first, self._tokens = self.stop, 0
@@ -105,13 +105,13 @@ class BufferedRows:
         )
 
     def _timing(self, score: Score) -> tuple[Any, ...]:
-        # Documents scored together took their time together: each is given its share.
-        shared = {part: seconds / len(score.segment.documents) for part, seconds in score.seconds.items()}
+        # The documents of a wave are scored together: the seconds are divided evenly among them.
+        seconds = {kind: total / len(score.segment.documents) for kind, total in score.seconds.items()}
         return (
             self.document.index,
             score.segment.cut.index,
-            sum(shared.values()),
-            *(shared["scoring"], shared["learning"], shared["static"]),
+            sum(seconds.values()),
+            *(seconds["scoring"], seconds["learning"], seconds["static"]),
         )
 
     def _experts(self, score: Score, row: int) -> list[tuple[Any, ...]]:
@@ -141,7 +141,7 @@ class BufferedRows:
 
 
 def columns_of_tokens(score: Score) -> dict[str, np.ndarray]:
-    """What was said of each token, by column: [D, S], of experts [D, S, E]."""
+    """The nats of each token, by column of tokens.parquet: [D, S], of experts [D, S, E]."""
     columns = {"nats": score.nats.cpu().numpy()}
     if score.static_nats is not None:
         columns["static_nats"] = score.static_nats.cpu().numpy()

@@ -1,7 +1,7 @@
 """Sealed files: tensors and plain data on disk, with a checksum that tells whether they are still what was written.
 
-After a mark of the format comes the SHA-256 of the rest, and the rest is what torch.save makes of the data; it is loaded
-with weights_only=True, so it can run no code.
+A file is a mark of the format, the SHA-256 of the rest, and the rest: the data as torch.save writes them. They are loaded
+with weights_only=True, so that they can run no code.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ def seal(path: Path, data: Any, sync: bool = True) -> None:
     """Writes plain data to a sealed file, whole or not at all.
 
     Args:
-        path: the file to be.
+        path: of the file.
         data: tensors, numbers, texts, None, and dicts, lists and tuples of them.
-        sync: whether it outlives a power cut as soon as this returns.
+        sync: whether the file outlives a power cut as soon as this returns.
     """
     with draft_of(path, sync) as draft, draft.open("wb") as file:
         file.write(_MARK + bytes(32))
@@ -40,10 +40,10 @@ def seal(path: Path, data: Any, sync: bool = True) -> None:
 
 
 def unseal(path: Path) -> Any:
-    """What was written to a sealed file; tensors come on the CPU.
+    """The data of a sealed file, with tensors on the CPU.
 
     Raises:
-        DamagedError: if it isn't there any more as it was written.
+        DamagedError: if the file is missing, or isn't as it was written.
     """
     try:
         contents = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Series: loss beside tokens and FLOPs after every segment, for the loggers of a run."""
+"""Series: what loggers draw of a run, scores over tokens and over FLOPs, with a point after every segment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from dynlight.recording.loggers import Points, define_series
 from dynlight.recording.meter import Meter
 from dynlight.recording.report.ratios import bits_per_byte, nats_per_token, word_perplexity
 
-# Everything that is logged over tokens and over FLOPs. Without a reference those of `static` and `gain` are left out.
+# What is logged over tokens and over FLOPs. Without a reference those of `static` and `gain` are left out.
 SERIES = (
     "bits_per_byte",
     "static_bits_per_byte",
@@ -30,18 +30,18 @@ SERIES = (
 
 
 class FlopsLogger(Meter):
-    """Logs loss beside the tokens read and the FLOPs spent after every segment, to every logger of the Trainer.
+    """Logs scores beside the tokens read and the FLOPs spent, after every segment, to every logger of the Trainer.
 
     Ratios run over all that was read so far, those of `segment_…` over the segment alone, and word perplexity over the
-    documents that were read to their end, as words are counted in whole documents. A document that failed is taken out
-    again; what was spent on it stays. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs,
+    documents that were read to their end, as words are counted in whole documents. The nats of a document that failed are
+    taken out again; its FLOPs and seconds stay. On W&B each series is drawn twice without a setting: `by_flops/…` over FLOPs,
     `by_tokens/…` over tokens. Of a mixture the weight of each expert is logged too, `weight/…`.
 
-    Of several processes the first logs: sums are those of all, as they told within the last second and at the end, and
-    only those of `segment_…` and `weight/…` are its own.
+    Of several processes the first logs. Sums are those of all processes, at most a second old, and exact at the end;
+    `segment_…` and `weight/…` are those of the first alone.
 
     Args:
-        folder: the run's, which keeps what loggers were told until the run has ended; None: it isn't kept.
+        folder: the run's, in which points are kept until the run has ended; None: they aren't kept.
         resumes: whether the run goes on where it was cut short.
     """
 
@@ -68,8 +68,8 @@ class FlopsLogger(Meter):
             self._axes["flops"] += flops.total
             self._costs["update_flops"] += flops.update
             self._costs["static_flops"] += flops.static
-        for part, seconds in score.seconds.items():
-            self._costs[f"{part}_seconds"] += seconds
+        for kind, seconds in score.seconds.items():
+            self._costs[f"{kind}_seconds"] += seconds
         last = Sums()
         for sums in sums_of(score):
             last.add(sums)
@@ -83,7 +83,7 @@ class FlopsLogger(Meter):
         self._points.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was read and spent, and how many points were logged."""
+        """Axes and costs so far, and how many points were logged."""
         return {"axes": self._axes.copy(), "costs": self._costs.copy(), "points": self._points.sync()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class FlopsLogger(Meter):
         self._points.go_on(state_dict["points"])
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        for rows in (each.rows for each in finished):
+        for rows in (earlier.rows for earlier in finished):
             self._axes["tokens"] += int(rows.tokens.sum())
             self._axes["flops"] += int(rows.flops.sum())
             for name in self._costs:
@@ -101,9 +101,9 @@ class FlopsLogger(Meter):
     def _of_all(
         self, module: DynamicEvaluation, at_once: bool = False
     ) -> tuple[dict[str, float], dict[str, float], Sums, Sums]:
-        """Axes, costs, and the sums over what was read and over whole documents, of all processes."""
+        """Of all processes together: axes, costs, the sums over what was read, and those over whole documents."""
         groups = (self._axes, self._costs, vars(module.totals.read), vars(module.totals.whole))
-        numbers = iter(self._board.total("series", [each for group in groups for each in group.values()], at_once))
+        numbers = iter(self._board.total("series", [value for group in groups for value in group.values()], at_once))
         axes, costs, read, whole = ({name: next(numbers) for name in group} for group in groups)
         return axes, costs, Sums(**read), Sums(**whole)  # type: ignore[arg-type]
 

@@ -17,9 +17,10 @@ class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
 
 
 class Signals:
-    """SIGTERM and SIGINT as `Interrupted`: at once, or while segments are read after the present one.
+    """Turns SIGTERM and SIGINT into `Interrupted`.
 
-    A second one stops at once whatever is going on, as the checkpoint before it is as good.
+    Where `waits` is set, as while segments are read, the first signal is only noted in `received`, for a checkpoint after
+    the present segment. A second one raises at once, as the run can go on from the checkpoint before.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Signals:
                 signal.signal(signum, handler)
 
     def listen(self) -> None:
-        """Takes the signals over; only a process's main thread may."""
+        """Takes the signals over; Python lets only the main thread of a process do so."""
         if threading.current_thread() is threading.main_thread():
             for signum in _STOP:
                 signal.signal(signum, self._receive)

@@ -23,7 +23,7 @@ from dynlight.recording.checkpoint import CheckpointPeriod
 from dynlight.running.messages import ConfigFile, one_line, setting_names
 from dynlight.running.pretrained import Pretrained
 
-# What DynamicEvaluation takes of a configuration.
+# The settings that DynamicEvaluation takes.
 CHOICES = (
     "context",
     "parameters",
@@ -41,13 +41,13 @@ _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
     "benchmark", "profiler", "plugins",
 }  # fmt: skip
-# What has its default where a YAML gives nothing; the parser lets null pass for any type.
+# Settings that have their default where a YAML gives null, which the parser lets pass for any type.
 _NOT_NULL = ("model.dtype", "schedule", "schedule.passes", "reset", "trainer", "seed")
 
 
 def parser() -> ArgumentParser:
-    """The settings of a run: each section's keys are the arguments of the class that it makes."""
-    set_parsing_settings(import_path_denylist=[])  # refuse what jsonargparse would warn of: a YAML that names os.system
+    """The parser of a run's settings: the keys of a section are the arguments of the class that the section makes."""
+    set_parsing_settings(import_path_denylist=[])  # refuse, not warn of, a YAML that names os.system
     settings = ArgumentParser(prog="python -m dynlight.fit", exit_on_error=False, allow_abbrev=False)
     settings.add_argument("--config", action=ConfigFile)
     settings.add_class_arguments(Pretrained, "model")
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """The configuration that the arguments describe.
 
     Raises:
-        SettingError: in one line, if they describe none.
+        SettingError: in one line, if the arguments describe no configuration.
     """
     settings = parser()
     try:
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 def instantiate(config: Namespace) -> Namespace:
-    """What a configuration names, made: classes in the place of their settings.
+    """The configuration with objects in the place of the settings that describe them.
 
     Raises:
         SettingError: if a class refuses its settings.
@@ -100,16 +100,16 @@ def instantiate(config: Namespace) -> Namespace:
     try:
         return parser().instantiate(config)
     except ValueError as error:
-        if (own := _of_a_class(error)) is None:
+        if (refusal := _of_a_class(error)) is None:
             raise
-        raise own from error
+        raise refusal from error
 
 
 def check_settings(config: Namespace) -> None:
-    """Raises SettingError where settings are wrong, or contradict each other, whatever is made of them."""
+    """Raises SettingError for what no class of a section checks: rates beside rules, the seed, the precision."""
     _check_rates(config)
     require(0 <= config.seed < 2**32, "seed", f"be from 0 to {2**32 - 1}", got=config.seed)
-    check_precision(config.trainer.precision)  # on a CPU, Lightning takes bf16 for fp16
+    check_precision(config.trainer.precision)  # on a CPU, Lightning would put bf16 in the place of fp16
 
 
 def folder_of(config: Namespace) -> Path:
@@ -124,20 +124,20 @@ def save(config: Namespace, path: Path) -> None:
 
 
 def told_settings(config: Namespace) -> dict[str, Any]:
-    """The settings that W&B is told."""
+    """The settings that W&B shows of a run."""
     settings = config.as_dict()
     return {name: settings[name] for name in ("model", "data", "seed", *CHOICES)}
 
 
 def _of_a_class(error: BaseException | None) -> SettingError | None:
-    """The SettingError by which a class refused its settings, where the parser has wrapped it into errors of its own."""
+    """The SettingError by which a class refused its settings, which the parser wraps into its own errors; else None."""
     while error is not None and not isinstance(error, SettingError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _check_rates(config: Namespace) -> None:
-    """Raises SettingError where a rule is given a rate of its own that nothing would use."""
+    """Raises SettingError where a rule has a learning rate of its own that a mixture would not use."""
     if config.rates is None and config.mixture is None:
         return
     chosen = config["update"]  # `config.update` is the namespace's own method

@@ -27,7 +27,7 @@ from dynlight.recording.progress import DocumentProgress
 from dynlight.recording.receipt import Receipt
 from dynlight.recording.records import Records
 from dynlight.recording.report import files, terminal
-from dynlight.recording.resume import find_start, how_to_resume, is_read, is_unfinished, remove_unfinished
+from dynlight.recording.resume import Start, find_start, how_to_resume, is_read, is_unfinished, remove_unfinished
 from dynlight.recording.series import FlopsLogger
 from dynlight.recording.signals import Interrupted, Signals
 from dynlight.running.configuration import folder_of, save, told_settings
@@ -37,18 +37,18 @@ from dynlight.running.trainer import make_trainer
 
 
 def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
-    """Reads the documents that a configuration describes and returns the summary of what they scored.
+    """Reads the documents that a configuration describes, and returns the summary of their scores.
 
-    Whatever can be known to be wrong is found before weights are loaded, and before anything is written.
+    What can be known to be wrong is refused before weights are loaded, and before anything is written.
 
     Args:
         config: the configuration.
-        resumes: whether the run in its folder goes on, where it was cut short.
-        signals: what tells it to stop.
+        resumes: whether the run in the configuration's folder goes on, where it was cut short.
+        signals: that stop the run.
 
     Raises:
         SettingError: if the configuration cannot be run.
-        Interrupted: if a signal said so.
+        Interrupted: if a signal stops the run.
     """
     fitting = _Fitting(config, resumes, signals or Signals())
     if resumes and is_read(fitting.folder):
@@ -59,7 +59,11 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
 
 
 class _Fitting:
-    """A run on its way: prepared, read, finished."""
+    """A run on its way: it is prepared, read, and finished.
+
+    Raises:
+        SettingError: if its settings cannot be run, or its folder cannot be made.
+    """
 
     def __init__(self, config: Namespace, resumes: bool, signals: Signals) -> None:
         self.config = config
@@ -75,39 +79,34 @@ class _Fitting:
         self._checkpoint = Checkpoint(folder, receipt, self._run.choices.checkpoint, signals)
         meters = [FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), self._checkpoint]
         self._trainer = make_trainer(self._run.choices.trainer, meters, folder)
-        if not resumes and self._trainer.is_global_zero:  # the others come when it is there
+        if not resumes and self._trainer.is_global_zero:  # when the other processes start, the folder is there
             _check_folder(folder, config.overwrite)
 
     def prepare(self) -> DocumentStream:
-        """The documents of the run, as many together as fit, from where it goes on."""
-        run, trainer = self._run, self._trainer
-        run.check(trainer)
-        stream = DocumentStream.of(run.documents, run.choices.data.together)
-        if stream.together == "auto" and trainer.is_global_zero:  # the others take the number from it
-            choice = choose(self._trial, most_to_read(stream.loaded, trainer.world_size, run.outline))
-            stream.together = self.config.data.together = choice.together
-            print(choice)
-        share = share_of(trainer)
-        settings = settings_of(self.config.as_dict())
+        """Checks the run, and returns its stream of documents, placed where the run begins or goes on.
+
+        Nothing is written, and no weights are loaded but for a trial of how many documents fit together.
+        """
+        self._run.check(self._trainer)
+        stream = DocumentStream.of(self._run.documents, self._run.choices.data.together)
+        if stream.together == "auto" and self._trainer.is_global_zero:  # the first process tells the others the number
+            self._choose_together(stream)
         if self._earlier is None:
-            self._origin, self._start = Origin.of_run(settings, stream.loaded, stream.together, share[1]), None
+            settings, (_, ranks) = settings_of(self.config.as_dict()), share_of(self._trainer)
+            self._origin, self._start = Origin.of_run(settings, stream.loaded, stream.together, ranks), None
             return stream
-        self._earlier.check_documents(self.folder, stream.loaded)
-        context, carries_over = run.choices.context, run.choices.reset.carries_over
-        has_checkpoints = may_checkpoint(way_of(trainer.strategy))
-        self._start = find_start(self.folder, self._earlier, stream, context, carries_over, share, has_checkpoints)
+        self._start = self._find_start(self._earlier, stream)
         self._origin = self._start.origin
         return stream.after(self._start.position)
 
     def read(self, stream: DocumentStream) -> None:
-        """Reads all documents; what was written is all that is left where that fails."""
+        """Reads all documents; of a run that fails on the way, what was written by then stays."""
         warn_of_imitated_bf16(self._trainer)
         module = self._run.module(digests=True)
-        with _said_by_the_first(self._trainer), self._nothing_left_of_nothing():
+        with _only_the_first_explains(self._trainer), self._no_empty_folder_left():
             if self._trainer.is_global_zero:
                 self._make_folder()
-                versions = open_loggers(self._trainer.loggers, told_settings(self.config))
-                self._origin = self._origin.logged_as(versions)
+                self._open_loggers()
             self._checkpoint.prepare(self._origin, self._start)
             try:
                 self._trainer.fit(module, stream)
@@ -115,15 +114,35 @@ class _Fitting:
                 raise self._out_of_memory(error, module, int(stream.together)) from error
 
     def finish(self) -> dict[str, Any]:
-        """What is made of the run's rows, by its first process; returns the summary."""
+        """Makes the report of the run's rows in the first process, and returns the summary."""
         if not self._trainer.is_global_zero:
-            return {"failed": [], "finished_static": []}  # the first process says which
+            return {"failed": [], "finished_static": []}  # the first process lists them
         summary = files.write(self.folder)
         print(terminal.printed_table(self.folder))
         print(f"\nreport  {self.folder / 'report.html'}")
         close_loggers(self._trainer.loggers, self.folder, summary)
         remove_unfinished(self.folder)
         return summary
+
+    def _choose_together(self, stream: DocumentStream) -> None:
+        """Sets how many documents are read together to as many as fit into memory."""
+        choice = choose(self._trial, most_to_read(stream.loaded, self._trainer.world_size, self._run.outline))
+        stream.together = self.config.data.together = choice.together
+        print(choice)
+
+    def _find_start(self, earlier: Origin, stream: DocumentStream) -> Start:
+        """Finds where the run that `earlier` describes goes on in this process, if it still has the same documents."""
+        earlier.check_documents(self.folder, stream.loaded)
+        choices, strategy = self._run.choices, self._trainer.strategy
+        return find_start(
+            self.folder,
+            earlier,
+            stream,
+            choices.context,
+            choices.reset.carries_over,
+            share_of(self._trainer),
+            may_checkpoint(way_of(strategy)),
+        )
 
     def _make_folder(self) -> None:
         """Makes the run's folder, with the configuration in it."""
@@ -133,9 +152,14 @@ class _Fitting:
         with draft_of(self.folder / "config.yaml") as draft:
             save(self.config, draft)
 
+    def _open_loggers(self) -> None:
+        """Opens the loggers, and notes in the origin the versions with which they can go on."""
+        versions = open_loggers(self._trainer.loggers, told_settings(self.config))
+        self._origin = self._origin.logged_as(versions)
+
     @contextmanager
-    def _nothing_left_of_nothing(self) -> Iterator[None]:
-        """Removes the folder again of a run that fails before it has read anything."""
+    def _no_empty_folder_left(self) -> Iterator[None]:
+        """Removes the folder of a run that fails before it has read anything; it stays where memory ran out."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -147,12 +171,12 @@ class _Fitting:
             raise
 
     def _trial(self) -> Trial:
-        """What the run does, in small, on the same device."""
+        """A trial of the run on its own device."""
         processes = getattr(self._trainer.strategy, "num_processes", 1)
         return Trial(self._run, self._trainer.strategy.root_device, processes)
 
     def _out_of_memory(self, error: Exception, module: DynamicEvaluation, together: int) -> SettingError:
-        """What to say where memory ran out: how many documents would have fitted."""
+        """The error where memory ran out, with how many documents would have fitted."""
         _release(error, module, self._trainer)
         if way_of(self._trainer.strategy) != "sharded":
             return does_not_fit(together, self._trial)
@@ -165,8 +189,8 @@ class _Fitting:
 
 
 @contextmanager
-def _said_by_the_first(trainer: Trainer) -> Iterator[None]:
-    """Ends a process of `document_parallel` without a word where the first one says why."""
+def _only_the_first_explains(trainer: Trainer) -> Iterator[None]:
+    """Ends every process of `document_parallel` but the first without a message, as the first one says why."""
     try:
         yield
     except (ProcessFailedError, Interrupted, SettingError, torch.OutOfMemoryError):
@@ -176,20 +200,21 @@ def _said_by_the_first(trainer: Trainer) -> Iterator[None]:
 
 
 def _with_loggers(config: Namespace, folder: Path, earlier: Origin | None) -> Namespace:
-    """The same configuration, with the settings of loggers that follow from the run; what it leaves has the user's."""
+    """A copy of the configuration with loggers placed for this run; config.yaml keeps the user's settings of them."""
     config = config.clone()
     place_loggers(config.trainer, folder, earlier.loggers if earlier is not None else [], earlier is not None)
     return config
 
 
 def _release(error: Exception, module: DynamicEvaluation, trainer: Trainer) -> None:
-    """Lets go of all that fills the device's memory after a run has failed there."""
+    """Frees the device's memory after a run has failed there."""
     traceback.clear_frames(error.__traceback__)
     trainer.strategy.optimizers = []
     module.release()
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Raises SettingError unless the folder of a new run can be made, or replaced where that is allowed."""
     if folder.exists() and not overwrite and is_unfinished(folder):
         raise SettingError(
             "out",

@@ -1,6 +1,7 @@
-"""Help: what `python -m dynlight.fit --help` prints; of the choices' classes it says what stands in their files.
+"""Help: what `python -m dynlight.fit --help` prints.
 
-Nothing is imported for it, so that it is there at once; classes that a user's code has defined are listed if they are.
+Importing the choices would take seconds, so the names of their classes are read from their files; classes that a user's
+code has defined by then are listed too.
 """
 
 import ast
@@ -66,6 +67,6 @@ def subclasses(section: str, base: str) -> list[str]:
     """The names of the classes of a section: those in its file, and those that are defined elsewhere by now."""
     tree = ast.parse((_CHOICES / f"{section}.py").read_text("utf-8"))
     own = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and base in map(ast.unparse, node.bases)]
-    kind = getattr(sys.modules.get(f"dynlight.choices.{section}"), base, None)
-    defined = [each.__name__ for each in known_subclasses(kind)] if kind is not None else []
+    parent = getattr(sys.modules.get(f"dynlight.choices.{section}"), base, None)
+    defined = [each.__name__ for each in known_subclasses(parent)] if parent is not None else []
     return list(dict.fromkeys([*own, *defined]))

@@ -1,4 +1,4 @@
-"""Messages: what the parser finds wrong with a configuration, said in one line in the words of the YAML."""
+"""Messages: the parser's errors in one line each, in the words of the YAML."""
 
 import difflib
 import importlib
@@ -18,7 +18,7 @@ from dynlight.choices.parameters import Parameters
 from dynlight.documents.segments import Context
 from dynlight.errors import SettingError
 
-# How the parser names a type, and what a user would call it.
+# A type's name in the parser's messages → what a user would call it.
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -90,7 +90,7 @@ def one_line(message: str, settings: Iterable[str]) -> str:
 
 
 def _why_not_imported(class_path: str) -> str:
-    """What is wrong with the module of a class, if it cannot be imported."""
+    """The end of a message that says why the module of a class cannot be imported; empty if it can."""
     module = class_path.rpartition(".")[0]
     try:
         if module:
@@ -101,7 +101,7 @@ def _why_not_imported(class_path: str) -> str:
 
 
 def _classes_of(section: str) -> str:
-    """The classes that a section may name, those included that a user has defined."""
+    """The classes that a section may name, as text; those that a user has defined are included."""
     if section == "trainer.logger":
         return "WandbLogger, CSVLogger, TensorBoardLogger, or false"
     if section == "update":
@@ -135,28 +135,28 @@ def _check_shape(path: str, settings: list[str]) -> None:
             raise SettingError.worded(_unknown(str(section), sorted(names)))
         if section in grouped - set(_CLASSES) and not isinstance(value, dict | None):
             raise SettingError(section, "hold settings by name", got=_flat(repr(value), 60))
-        made = value if section in _CLASSES and isinstance(value, dict) else {}
-        if misplaced := [key for key in made if key not in ("class_path", "init_args", "dict_kwargs")]:
+        class_keys = value if section in _CLASSES and isinstance(value, dict) else {}
+        if misplaced := [key for key in class_keys if key not in ("class_path", "init_args", "dict_kwargs")]:
             raise SettingError(
                 f"{section}.{misplaced[0]}", f"stand under {section}.init_args", got=f"it under {section}"
             )
 
 
 def _unknown(name: str, settings: Iterable[str], class_path: str | None = None) -> str:
-    """That `name` is no setting (of a class, if one is given), and which may have been meant."""
+    """The message that `name` is no setting (of a class, if one is given), with the one that may have been meant."""
     section, _, last = name.rpartition(".")
     of = ""
     candidates = {known: known.split(".")[-1] for known in settings if known.rpartition(".")[0] == section}
-    if class_path is not None and (made := pydoc.locate(class_path)) and callable(made):
+    if class_path is not None and (named := pydoc.locate(class_path)) and callable(named):
         of = f" of {class_path.rsplit('.', 1)[-1]}"
-        candidates = {f"{section}.{argument}": argument for argument in inspect.signature(made).parameters}
+        candidates = {f"{section}.{argument}": argument for argument in inspect.signature(named).parameters}
     near = difflib.get_close_matches(last, candidates.values(), n=1, cutoff=0.6)
     meant = next((known for known, end in candidates.items() if end in near), None)
     return f"{name} is not a setting{of}; " + (f"did you mean {meant}?" if meant else "see --help and --print_config")
 
 
 def _expected(cause: str) -> str:
-    """What would have been right: of each type that the parser tried, a user's word; nothing if it names none."""
+    """What was expected: of each type that the parser tried, a user's word; empty if its message names none."""
     tried: list[str] = []
     for kind, literals in re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing.Literal\[([^\]]*)\])", cause):
         tried += [_TYPES.get(kind, f"a {kind}")] if kind else literals.replace("'", "").split(", ")

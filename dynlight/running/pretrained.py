@@ -62,7 +62,7 @@ class Pretrained:
         Raises:
             SettingError: if there is no such model, or it is no language model.
         """
-        with self._found("pretrained"):
+        with self._refusing("pretrained"):
             config = AutoConfig.from_pretrained(self._path, **self._source)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
             getattr(config, "auto_map", None) or {}
@@ -76,7 +76,7 @@ class Pretrained:
         Raises:
             SettingError: if there is none.
         """
-        with self._found("tokenizer"):
+        with self._refusing("tokenizer"):
             return AutoTokenizer.from_pretrained(self._tokenizer, **self._source)
 
     def outline(self) -> PreTrainedModel:
@@ -86,7 +86,7 @@ class Pretrained:
             SettingError: if there is no such model, or it cannot be made.
         """
         config = self.config()
-        with self._found("pretrained"), torch.device("meta"):
+        with self._refusing("pretrained"), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=self._dtype,
@@ -94,16 +94,16 @@ class Pretrained:
                 trust_remote_code=self._source["trust_remote_code"],
             )
         if self.is_compiled:
-            model.compile()  # at a first call, which never comes
+            model.compile()  # takes effect at the first call, which an outline never gets
         return model
 
     def load(self) -> PreTrainedModel:
         """The model with its weights.
 
         Raises:
-            SettingError: if its folder lacks a part, or a weight in it, or if a token sees those after it.
+            SettingError: if a file or a weight is missing, or if a token sees those after it.
         """
-        with self._found("pretrained"):
+        with self._refusing("pretrained"):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 self._path,
                 dtype=self._dtype,
@@ -129,11 +129,11 @@ class Pretrained:
         return model
 
     @contextmanager
-    def _found(self, setting: str) -> Iterator[None]:
-        """Keeps transformers quiet, and says in one line what it misses."""
+    def _refusing(self, setting: str) -> Iterator[None]:
+        """Keeps transformers quiet, and turns its errors into a SettingError of `model.<setting>`."""
         disable_progress_bar()
         set_verbosity_error()
-        # That has switched off the bars of downloads too, which may take an hour.
+        # The first call has switched off the progress bars of downloads too, which may take an hour.
         if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
             enable_progress_bars()
         try:
@@ -151,7 +151,7 @@ class Pretrained:
 
 
 def _looks_ahead(model: PreTrainedModel) -> bool:
-    """Whether the prediction from a token depends on the token after it: whether it has a gradient there."""
+    """Whether the prediction from a token has a gradient with respect to the embedding of the token after it."""
     embedded: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -166,6 +166,7 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
 
 
 def _reason(got: str, error: Exception) -> str:
+    """Why transformers could not read the model or tokenizer `got`, in a sentence."""
     folder = Path(got)
     if got.startswith((".", "/", "~")) and not folder.is_dir():
         return "there is no such folder"

@@ -1,4 +1,4 @@
-"""Run: what a configuration describes, and the one place where it is put together to be read."""
+"""Run: what a configuration describes, and the one place where it is assembled."""
 
 import copy
 from collections.abc import Sequence
@@ -41,13 +41,21 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, of a model that the context can read."""
+        """The tokenizer.
+
+        Raises:
+            SettingError: if the context cannot read the model, or there is no tokenizer.
+        """
         self.choices.context.check(self.choices.model.config())
         return self.choices.model.load_tokenizer()
 
     @cached_property
     def documents(self) -> list[Document]:
-        """The documents, each token of which the model has an embedding for."""
+        """The documents.
+
+        Raises:
+            SettingError: if they cannot be read, or the model has no embedding for one of their tokens.
+        """
         documents: list[Document] = self.choices.data.load(self.tokenizer)
         _check_tokens(documents, self.outline.model.get_input_embeddings().num_embeddings)
         return documents
@@ -67,15 +75,15 @@ class Run:
             require(not (sharded or stacked), "model.compile", f"be false {sharded or stacked}", got="true")
 
     def chosen(self, **changes: Any) -> dict[str, Any]:
-        """The choices that a module is made of, with changes; those that hold state are made anew each time."""
+        """The choices that a module is made of, with changes; copies, as some of them hold state."""
         chosen = {name: self.choices[name] for name in CHOICES} | changes
         return {name: value if name == "update" else copy.deepcopy(value) for name, value in chosen.items()}
 
     def module(self, model: Any = None, digests: bool = False, **changes: Any) -> DynamicEvaluation:
-        """The module that reads, ready for a Trainer; everything random begins at the configuration's seed.
+        """The module, ready for a Trainer; all random numbers start from the configuration's seed.
 
         Args:
-            model: the model with its weights; None: it is loaded.
+            model: the model with its weights (default: loaded anew).
             digests: whether its scores carry digests.
             changes: of the choices.
         """
@@ -91,14 +99,14 @@ class Run:
         together: int | Literal["auto"] | None = None,
         trainer: Trainer | None = None,
     ) -> DynamicEvaluation:
-        """Reads documents with a module, in this process alone, shows nothing, and returns the module as it is then.
+        """Reads documents with a module, in this process alone and without output, and returns the module afterwards.
 
         Args:
-            module: that reads.
-            documents: that it reads.
-            meters: callbacks that look on.
-            together: how many documents adapt at once (default: as the configuration says).
-            trainer: another Trainer than one of the configuration's settings, on one device.
+            module: as `module()` returns it.
+            documents: that are read.
+            meters: callbacks that look on; unused where a trainer is given.
+            together: how many documents adapt at once (default: as configured, or 1 where that is `auto`).
+            trainer: that reads (default: one of the configuration's settings, on one device).
         """
         together = self.choices.data.together if together is None else together
         stream = DocumentStream.of(documents, 1 if together == "auto" else together)

@@ -22,7 +22,7 @@ from dynlight.recording.report.text import si
 from dynlight.running.run import Run
 from dynlight.running.trainer import on_one_device, silent_trainer
 
-_MARGIN = 0.1  # share of what is free that is left so: other shapes, fragments, other programs
+_MARGIN = 0.1  # fraction of the free memory that stays free, for other shapes, fragments and programs
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Choice:
 
 
 def choose(make_trial: Callable[[], "Trial"], at_most: int) -> Choice:
-    """The most documents that fit into what is free but for a margin, from the peaks of two and of four.
+    """Chooses how many documents to read together, from the peaks of memory of two and of four.
 
-    Formula: n = ⌊(0.9 · free − p₂) / d⌋ + 2 with d = (p₄ − p₂) / 2, and no more than `at_most`, which there are to read.
+    Formula: n = ⌊(0.9 · free − p₂) / d⌋ + 2 with d = (p₄ − p₂) / 2, at most `at_most`, the number of documents to read.
     """
     if at_most == 1:
         return Choice(1, "there is one document to read at a time")
@@ -54,10 +54,10 @@ def choose(make_trial: Callable[[], "Trial"], at_most: int) -> Choice:
 
 
 def extrapolate(two: int, four: int, free: int, at_most: int) -> Choice:
-    """The number that follows from the peaks of two documents and of four, in bytes."""
-    each = max((four - two) / 2, 1)
-    fit = max(1, int(((1 - _MARGIN) * free - two) // each) + 2)
-    reason = f"each takes {si(each, 'B')} beside {si(max(two - 2 * each, 0), 'B')} for all, of {si(free, 'B')} free"
+    """The choice that follows from the peaks of two documents and of four, in bytes."""
+    per_document = max((four - two) / 2, 1)
+    fit = max(1, int(((1 - _MARGIN) * free - two) // per_document) + 2)
+    reason = f"each takes {si(per_document, 'B')} beside {si(max(two - 2 * per_document, 0), 'B')} for all, of {si(free, 'B')} free"
     return Choice(min(fit, at_most), reason + (f", and there are {at_most} to read" if fit >= at_most else ""))
 
 
@@ -74,7 +74,7 @@ def largest_that_fits(trial: Callable[[int], int], at_most: int) -> int:
 
 
 def does_not_fit(together: int, make_trial: Callable[[], "Trial"]) -> SettingError:
-    """What to say where so many documents ran out of memory."""
+    """The error where `together` documents ran out of memory, with the largest number that fits."""
     fits = largest_that_fits(make_trial(), together - 1) if together > 1 else 0
     advice = "" if fits else "; choose a smaller context or model, or parameters that are fewer, like LoRA"
     return SettingError(
@@ -86,10 +86,10 @@ def does_not_fit(together: int, make_trial: Callable[[], "Trial"]) -> SettingErr
 
 
 class Trial:
-    """Reads so many documents of the largest shape, and measures the memory that it takes.
+    """Measures the memory that it takes to read a number of documents of the largest shape.
 
     Args:
-        run: what is to be read; it learns from each segment of a trial, so that the peak is soon there.
+        run: that is tried; a trial learns from each segment, so that it soon reaches the peak.
         device: the run's.
         processes: how many share this machine's memory.
     """
@@ -103,24 +103,23 @@ class Trial:
         self._device = device
         self._processes = processes
         self._clear()
-        self._held = held_memory(
-            device
-        )  # before the first trial: what one leaves to the process the next one uses again
+        # Before the first trial: memory that a trial leaves to the process is used again by the next.
+        self._held_before = held_memory(device)
 
     def __call__(self, together: int) -> int:
-        """Peak of the memory that `together` documents take, in bytes."""
+        """The peak of the memory that `together` documents take, in bytes."""
         self._clear()
         documents = [replace(self._document, index=i, name=f"document {i}") for i in range(together)]
         module = self._run.module(schedule=_at_each_segment(self._run.choices.schedule))
         try:
             self._run.read(module, documents, together=together, trainer=silent_trainer(self._settings, []))
-            return peak_memory(self._device) - self._held
+            return peak_memory(self._device) - self._held_before
         finally:
             del module
             self._clear()
 
     def free(self) -> int:
-        """Bytes that this process may take besides what it holds."""
+        """The bytes that this process may take besides those it holds."""
         free = free_memory(self._device)
         return free if self._device.type == "cuda" else free // self._processes
 
@@ -130,7 +129,7 @@ class Trial:
 
 
 def most_to_read(documents: Sequence[Document], ranks: int, module: DynamicEvaluation) -> int:
-    """The most documents that a process could adapt at once: 1 where what is learned from one would touch another."""
+    """The most documents that a process could adapt at once: 1 where learning from one changes another's weights."""
     if module.reset_weights.carries_over or not all(is_elementwise(rule) for rule in module.rules):
         return 1
     return max(1, *(sum(len(document) > 0 for document in dealt) for dealt in deal(documents, ranks)))
@@ -141,7 +140,7 @@ def _at_each_segment(schedule: UpdateFrequency) -> UpdateFrequency:
 
 
 def _longest(documents: Sequence[Document], context: Any) -> Document:
-    """The longest document, cut where memory and context are full and another whole segment has been read."""
+    """The longest document, cut one whole segment after memory and context are full, when costs no longer grow."""
     longest = max(documents, key=len)
     full = (context.memory or 0) + context.context(10**9, 10**9 + context.segment) + 2 * context.segment
     tokens, ends = longest.tokens[:full], longest.ends[:full]

@@ -35,18 +35,18 @@ def make_trainer(settings: Namespace, meters: Sequence[Callback], folder: Path) 
     """
     register()
     chosen = settings.as_dict()
-    theirs = list(chosen.pop("callbacks") or [])
+    of_user = list(chosen.pop("callbacks") or [])
     require(
-        not any(isinstance(each, LightningCheckpoint) for each in theirs),
+        not any(isinstance(callback, LightningCheckpoint) for callback in of_user),
         "trainer.callbacks",
         "hold no ModelCheckpoint, as a run writes its own",
         got="one",
         advice="set checkpoint",
     )
-    is_kept = any(isinstance(each, Checkpoint) for each in meters)
+    is_kept = any(isinstance(meter, Checkpoint) for meter in meters)
     try:
         return Trainer(
-            **chosen, **TRAINER, enable_checkpointing=is_kept, callbacks=[*meters, *theirs], default_root_dir=folder
+            **chosen, **TRAINER, enable_checkpointing=is_kept, callbacks=[*meters, *of_user], default_root_dir=folder
         )
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         reason = shorten(" ".join(str(error).split()), 200, placeholder=" …")
@@ -56,17 +56,17 @@ def make_trainer(settings: Namespace, meters: Sequence[Callback], folder: Path) 
 
 
 def silent_trainer(settings: Namespace, meters: Sequence[Callback], folder: Path | None = None) -> Trainer:
-    """The same, without a progress bar."""
+    """A Trainer as from `make_trainer`, without a progress bar."""
     silent = DocumentProgress()
     silent.disable()
     return make_trainer(settings, [*meters, silent], folder or Path.cwd())
 
 
 def on_one_device(settings: Namespace) -> Namespace:
-    """The trainer's settings for reading the same in this process alone; scores don't depend on it.
+    """The trainer's settings changed to read in this process alone, which changes no score.
 
     Raises:
-        SettingError: if they do, as all processes learn one set of weights.
+        SettingError: if it would, as all processes of the strategy learn one set of weights.
     """
     if settings.strategy not in ("auto", "document_parallel", "model_parallel"):
         raise SettingError(
@@ -76,10 +76,10 @@ def on_one_device(settings: Namespace) -> Namespace:
 
 
 def quiet() -> None:
-    """Leaves out what libraries say of matters that are settled here."""
+    """Silences messages of libraries about what is settled here."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each time it tries in vain
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each failed attempt
     for message in (
         ".*will run with no optimizer.*",  # static evaluation
         ".*in eval mode at the start of training.*",  # dropout would make scores random

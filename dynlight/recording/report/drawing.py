@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from dynlight.recording.report.text import number, si
 
-POINTS = 600  # of a curve
+POINTS = 600  # of a curve at most
 
 INK, SOFT, GREY, RULE, BLUE, ORANGE = "#1b1f24", "#57606a", "#7d8590", "#e4e7eb", "#1f5fb4", "#c65d07"
 STYLE: dict[Any, Any] = {
@@ -34,9 +34,9 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What is drawn inside looks the same wherever it is drawn."""
+    """Draw with the style of the page, whatever style the machine has set."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc changes nothing
+        matplotlib.rcdefaults()  # undoes a matplotlibrc of the user's
         matplotlib.rcParams.update(STYLE)
         yield
 
@@ -47,7 +47,7 @@ def figure_with_axes(height: float, panels: int = 1, ratios: tuple[float, ...] =
     Args:
         height: of the figure, in inches.
         panels: how many.
-        ratios: the heights of the panels to each other.
+        ratios: of the heights of the panels.
     """
     figure = Figure(figsize=(8.4, height))
     figure.subplots_adjust(0.055, 0.5 / height, 0.855, 1 - 0.35 / height, hspace=0.38)

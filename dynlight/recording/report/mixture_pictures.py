@@ -1,4 +1,4 @@
-"""The pictures of a mixture: loss against rate, and the weight of each expert by position."""
+"""The pictures of a mixture: bits per byte against rate, and the weight of each expert by position."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from dynlight.recording.report.drawing import BLUE, GREY, POINTS, SOFT, count_ax
 from dynlight.recording.report.tables import readable
 from dynlight.recording.report.text import number
 
-RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # colours of update rules
+RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # a colour for each rule, in turn
 
 
 def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, str]:
-    """Draw loss against rate, and each expert's weight in the mixture by position in the document, as SVG.
+    """Draw bits per byte against rate, and each expert's weight in the mixture by position in the document, as SVG.
 
     Args:
         path: of experts.parquet.
@@ -25,7 +25,7 @@ def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]
         summary: of the run, with experts.
     """
     with style():
-        drawn = {"rates": _draw_rates(summary), "shares": _draw_shares(*shares_by_position(path, table), summary)}
+        drawn = {"rates": _draw_rates(summary), "shares": _draw_weights(*shares_by_position(path, table), summary)}
         return {name: svg_of(figure) for name, figure in drawn.items()}
 
 
@@ -33,15 +33,15 @@ def shares_by_position(path: Path, table: pd.DataFrame) -> tuple[np.ndarray, np.
     """Return each expert's mean weight over the documents that reach a position.
 
     Returns:
-        starts: int64 [positions], tokens, of the segments.
-        shares: float64 [experts, positions].
+        starts: int64 [positions], the first token of each segment.
+        weights: float64 [experts, positions].
     """
     with readable(path):
         rows = pd.read_parquet(path, columns=["document", "segment", "expert", "tokens", "share"])
     rows = rows[rows.document.isin(table.document[table.failed == ""])]
-    shares = rows.groupby(["expert", "segment"]).share.mean().unstack()
+    weights = rows.groupby(["expert", "segment"]).share.mean().unstack()
     segment = int(rows.tokens.max())
-    return shares.columns.to_numpy() * segment, shares.to_numpy()
+    return weights.columns.to_numpy() * segment, weights.to_numpy()
 
 
 def _draw_rates(summary: dict[str, Any]) -> Figure:
@@ -72,15 +72,15 @@ def _draw_rates(summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def _draw_shares(starts: np.ndarray, shares: np.ndarray, summary: dict[str, Any]) -> Figure:
+def _draw_weights(starts: np.ndarray, weights: np.ndarray, summary: dict[str, Any]) -> Figure:
     figure, (axes,) = figure_with_axes(3.4)
     names = [expert["name"] for expert in summary["experts"]]
     places = np.linspace(0, len(starts) - 1, min(POINTS, len(starts))).round().astype(int)
     colours = expert_colours(summary["experts"])
-    axes.stackplot(starts[places], shares[:, places], colors=colours, linewidth=0)
-    middle = np.cumsum(shares[:, -1]) - shares[:, -1] / 2
-    for name, height, share in zip(names, middle, shares[:, -1], strict=True):
-        if share > 0.05:  # others are in the table
+    axes.stackplot(starts[places], weights[:, places], colors=colours, linewidth=0)
+    middle = np.cumsum(weights[:, -1]) - weights[:, -1] / 2
+    for name, height, weight in zip(names, middle, weights[:, -1], strict=True):
+        if weight > 0.05:  # there is no room for the names of others, which are in the table
             axes.annotate(name, (starts[-1], height), xytext=(9, 0), textcoords="offset points",
                           va="center", color=SOFT, fontsize=8, annotation_clip=False)  # fmt: skip
     axes.set_ylim(0, 1)

@@ -21,8 +21,8 @@ from dynlight.recording.report.text import number, one_line, si, visible
 
 TABLE = 200  # documents in the table
 BARS = 40  # documents in the bar chart
-EXCERPT = 200  # tokens
-SHADES = 7
+EXCERPT = 200  # tokens of each excerpt
+SHADES = 7  # of a token's colour
 
 
 def render(folder: Path, table: pd.DataFrame, summary: dict[str, Any]) -> str:
@@ -84,7 +84,7 @@ def bars(table: pd.DataFrame) -> tuple[list[tuple], list[tuple], int]:
 def excerpts(path: Path, table: pd.DataFrame, has_static: bool) -> tuple[list[dict[str, Any]], float]:
     """Read the beginning, middle and end of the documents of largest, median and smallest gain, and shade each token.
 
-    Without a static reference it is bits per byte that ranks the documents, and nats that shade.
+    Without a static reference the documents are ranked by bits per byte, and the tokens shaded by nats.
 
     Returns:
         The documents, and the nats at which a shade is full.
@@ -95,31 +95,31 @@ def excerpts(path: Path, table: pd.DataFrame, has_static: bool) -> tuple[list[di
     ranks = {0: "largest", len(table) // 2: "median", len(table) - 1: "smallest"} if len(table) else {}
     documents: list[dict[str, Any]] = []
     for rank, which in ranks.items():
-        this = ("document", "==", int(table.document.iloc[rank]))
-        tokens = np.sort(pq.read_table(path, columns=["token"], filters=[this])["token"].to_numpy())
+        in_document = ("document", "==", int(table.document.iloc[rank]))
+        tokens = np.sort(pq.read_table(path, columns=["token"], filters=[in_document])["token"].to_numpy())
         spans = [tokens[:EXCERPT], tokens[(len(tokens) - EXCERPT) // 2 :][:EXCERPT], tokens[-EXCERPT:]]
         spans = spans if len(tokens) > 3 * EXCERPT else [tokens]
-        parts = [_pieces(path, [this, ("token", ">=", span[0]), ("token", "<=", span[-1])]) for span in spans]
-        documents.append({"row": table.iloc[rank], "which": which, "parts": parts})
-    all_parts = [part for document in documents for part in document["parts"]]
-    for part in all_parts:
-        part["value"] = (part.static_nats - part.nats if has_static else part.nats).fillna(0)
-    values = pd.concat([part.value for part in all_parts] or [pd.Series([0.0])])
+        texts = [_texts(path, [in_document, ("token", ">=", span[0]), ("token", "<=", span[-1])]) for span in spans]
+        documents.append({"row": table.iloc[rank], "which": which, "parts": texts})
+    excerpts_of_all = [excerpt for document in documents for excerpt in document["parts"]]
+    for excerpt in excerpts_of_all:
+        excerpt["value"] = (excerpt.static_nats - excerpt.nats if has_static else excerpt.nats).fillna(0)
+    values = pd.concat([excerpt.value for excerpt in excerpts_of_all] or [pd.Series([0.0])])
     limit = max(0.1, round(float(values.abs().quantile(0.95)), 1))
-    for part in all_parts:
-        part["shade"] = (part.value.abs() / limit * SHADES).clip(0, SHADES).round().astype(int)
-        part["hue"] = np.where(part.value < 0, "worse", "better") if has_static else "plain"
+    for excerpt in excerpts_of_all:
+        excerpt["shade"] = (excerpt.value.abs() / limit * SHADES).clip(0, SHADES).round().astype(int)
+        excerpt["hue"] = np.where(excerpt.value < 0, "worse", "better") if has_static else "plain"
     return documents, limit
 
 
-def _pieces(path: Path, filters: list[tuple]) -> pd.DataFrame:
-    """Read the pieces of text that the filters let through, each with the nats of all tokens that share it."""
+def _texts(path: Path, filters: list[tuple]) -> pd.DataFrame:
+    """Read the texts of the tokens that the filters let through, with tokens that share a character joined."""
     columns = ["token", "text", "nats", "static_nats"]
-    part = pq.read_table(path, columns=columns, filters=filters).to_pandas().sort_values("token")
-    part = part.astype({"nats": "float64", "static_nats": "float64"})
-    # Of tokens that share a character only the first has text: the nats of the others are shown there.
-    whole = (part.text != "").cumsum()
-    return part.groupby(whole).agg(
+    tokens = pq.read_table(path, columns=columns, filters=filters).to_pandas().sort_values("token")
+    tokens = tokens.astype({"nats": "float64", "static_nats": "float64"})
+    # Of tokens that share a character only the first has text: the nats of the others are added to it.
+    text_number = (tokens.text != "").cumsum()
+    return tokens.groupby(text_number).agg(
         token=("token", "first"),
         last=("token", "last"),
         text=("text", "sum"),

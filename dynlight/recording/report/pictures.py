@@ -1,4 +1,4 @@
-"""The pictures of every run: loss over tokens and over FLOPs, and gain by position in the document."""
+"""The pictures of every run: bits per byte over tokens and over FLOPs, and gain by position in the document."""
 
 import math
 from typing import Any, NamedTuple
@@ -24,23 +24,23 @@ from dynlight.recording.report.text import number, si
 
 
 class Curve(NamedTuple):
-    """A curve of the pictures of loss: of the static reference, or with learning."""
+    """A curve of bits per byte: of the static reference, or with learning."""
 
     name: str
-    nats: str  # the column of the rows
-    flops: str  # likewise
+    nats: str  # the column of the rows with its nats
+    flops: str  # the column of the rows with its FLOPs
     colour: str
 
 
 def pictures(rows: Rows, has_static: bool) -> dict[str, str]:
-    """Draw running loss over tokens and over FLOPs and gain by position, as SVG; nothing if there are no rows."""
+    """Draw running bits per byte over tokens and over FLOPs, and gain by position, as SVG; nothing without rows."""
     if not len(rows):
         return {}
     curves = [Curve("static", "static_nats", "static_flops", GREY)] if has_static else []
     curves.append(Curve("adapted" if has_static else "", "nats", "flops", BLUE))
     tokens = np.cumsum(rows["tokens"])
     ends = tokens[np.append(rows.starts[1:], len(rows)) - 1]
-    # Running sums at some places of the stream: what is drawn does not grow with the run.
+    # Running sums at POINTS places of the stream: a picture does not grow with the run.
     marks = np.unique(np.searchsorted(tokens, np.linspace(0, tokens[-1], POINTS + 1)[1:]))
     names = ["bytes", *(name for curve in curves for name in (curve.nats, curve.flops))]
     sums = {name: np.cumsum(rows[name])[marks].astype(float) for name in names} | {"tokens": tokens[marks]}
@@ -55,7 +55,8 @@ def gain_by_position(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Return how fast the model adapts: static − adapted in bits per byte, by token position.
 
     Returns:
-        edges: int64 [bins + 1], whole segments, the first bin one of them, and then each as far again by half.
+        edges: int64 [bins + 1], in tokens: the first bin is one segment, and each further edge the first multiple of a
+            segment that is 1.5 times the edge before; the last edge is the end of the longest document.
         gains: float64 [documents, bins], NaN where a document does not reach.
     """
     start, tokens = rows["start"], rows["tokens"]

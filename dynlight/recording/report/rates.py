@@ -26,7 +26,7 @@ def compare(
     Args:
         folder: of the run.
         table: `documents_table(folder)`, the documents that count.
-        names: of each expert: its name, rule and rate.
+        names: of each expert a dictionary with `name`, `rule` and `rate`.
     """
     path = folder / "experts.parquet"
     with readable(path):
@@ -48,13 +48,13 @@ def nats_by_document(rows: pd.DataFrame) -> pd.DataFrame:
 def experts_table(
     rows: pd.DataFrame, nats: pd.DataFrame, table: pd.DataFrame, names: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return for each expert its name, rule and rate, what it scores alone, and its part in the mixture.
+    """Return for each expert its name, rule and rate, what it scores alone, and its weight in the mixture.
 
-    `share` is its mean weight in the mixture over all tokens. An expert that failed on some document has no score that
-    could be compared, and `failed` counts these documents.
+    `share` is the mean of this weight over all tokens. An expert that failed on some document has no score that could be
+    compared, and `failed` counts these documents.
     """
     tokens, size = sum(table.tokens.tolist()), sum(table.bytes.tolist())
-    shares = (rows.share * rows.tokens).groupby(rows.expert).sum() / max(1, tokens)
+    weights = (rows.share * rows.tokens).groupby(rows.expert).sum() / max(1, tokens)
     experts = []
     for expert, name in enumerate(names):
         alone = nats[expert] if expert in nats else pd.Series(dtype=float)
@@ -63,7 +63,7 @@ def experts_table(
             "nats": total,
             "nats_per_token": nats_per_token(total, tokens),
             "bits_per_byte": bits_per_byte(total, size),
-            "share": float(shares.get(expert, 0.0)),
+            "share": float(weights.get(expert, 0.0)),
             "failed": int(alone.isna().sum()),
         }
         experts.append(name | scores)
@@ -75,7 +75,7 @@ def best_rate(nats: pd.DataFrame, table: pd.DataFrame, experts: list[dict[str, A
 
     Formula: the margin over the next best is m = Σ_d δ_d / Σ_d b_d, δ the difference on a document in bits and b its
     bytes; its interval is m ± t · √(n/(n−1) · Σ_d (δ_d − m b_d)²) / Σ_d b_d, with t the quantile of Student's distribution
-    with n − 1 degrees of freedom, over n documents. It says how far the order of these two would hold on other such
+    with n − 1 degrees of freedom, over n documents. It says whether the order of these two would hold on other such
     documents, not that the rate would be best on other text.
     """
     learned = [index for index, expert in enumerate(experts) if expert["rule"] and expert["bits_per_byte"] is not None]

@@ -33,7 +33,8 @@ def readable(path: Path) -> Iterator[None]:
 class Rows:
     """Rows of a parquet file sorted by document and segment, with one column in memory at a time.
 
-    `documents` are those that have rows, `starts` their first rows' places, `owner` each row's place in `documents`.
+    `documents` are those that have rows, `starts` the index of the first row of each of them, and `owner` says of each row
+    whose it is, as an index into `documents`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,8 +74,8 @@ class Rows:
             return pd.Series([], self.documents, values.dtype)
         if values.dtype == np.int64:
             return pd.Series(np.add.reduceat(values, self.starts), self.documents)
-        parts = np.split(values, self.starts[1:])
-        sums = [math.fsum(part.tolist()) if np.isfinite(part).all() else math.nan for part in parts]
+        of_documents = np.split(values, self.starts[1:])
+        sums = [math.fsum(own.tolist()) if np.isfinite(own).all() else math.nan for own in of_documents]
         return pd.Series(sums, self.documents)
 
     def not_finite(self, name: str) -> dict[int, int]:
@@ -91,7 +92,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise SettingError("folder", "be the folder of a run", got=folder, advice=f"it has no {name}")
     try:
         run = json.loads((folder / "run.json").read_text("utf-8"))
-        # A file's name need not be valid Unicode; what is written must be.
+        # The name of a document's file need not be valid Unicode; the names in what is written must be.
         run = json.loads(json.dumps(run, ensure_ascii=False).encode("utf-8", "replace"))
         len(run["documents"])
     except (ValueError, TypeError, LookupError) as error:

@@ -85,7 +85,9 @@ def _experts_lines(summary: dict[str, Any]) -> list[str]:
         rows.append((expert["name"], alone, number(100 * expert["share"], 1)))
     rows.append(("mixture", number(summary["bits_per_byte"]), ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{name:<{widths[0]}}  {alone:>{widths[1]}}  {share:>{widths[2]}}".rstrip() for name, alone, share in rows]
+    lines = [
+        f"{name:<{widths[0]}}  {alone:>{widths[1]}}  {weight:>{widths[2]}}".rstrip() for name, alone, weight in rows
+    ]
     return [*lines, *textwrap.wrap(best_rate_sentence(summary["best_rate"]), WIDTH)]
 
 
