@@ -8,12 +8,13 @@ from pathlib import Path
 
 @contextmanager
 def draft_of(path: Path, sync: bool = True, is_shared: bool = False) -> Iterator[Path]:
-    """The path of a draft that takes the place of `path` once it is written, and is gone if writing fails.
+    """Yields the path of a draft, which replaces `path` when the block ends, and is deleted if the block raises.
 
     Args:
-        path: the file to be.
-        sync: whether it outlives a power cut as soon as this returns; a killed process it outlives in any case.
-        is_shared: whether another process may write the same file at the same time; a killed one then leaves its draft.
+        path: the file to write.
+        sync: whether the file survives a power cut, too, once this returns; it survives a killed process in any case.
+        is_shared: whether several processes may write the file at the same time, each with a draft of its own, which it
+            leaves behind if it is killed.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft" if is_shared else f".{path.name}.draft")
     try:
@@ -35,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on disk."""
+    """Waits until the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,15 +4,15 @@ from typing import Any, Self
 
 
 class SettingError(ValueError):
-    """A user's setting cannot be run; any other error is a mistake of ours and keeps its traceback.
+    """A setting of the user's that cannot be run; any other error is a mistake of ours and keeps its traceback.
 
     Text: `update.lr must be at least 0, got -1; choose a smaller rate`.
 
     Args:
         setting: as in the YAML: `update.lr`.
-        must: what it must do: `be at least 0`.
+        must: what the setting must do: `be at least 0`.
         got: what was given.
-        advice: what to do, if it isn't plain.
+        advice: what the user can do, where that isn't plain.
     """
 
     def __init__(self, setting: str, must: str, *, got: object, advice: str = "") -> None:
@@ -20,16 +20,16 @@ class SettingError(ValueError):
 
     @classmethod
     def worded(cls, text: str) -> Self:
-        """An error whose text stands already."""
+        """The error with a text that is already whole."""
         error = cls.__new__(cls)
         ValueError.__init__(error, text)
         return error
 
     def under(self, section: str) -> "SettingError":
-        """The same error of a setting that belongs to a section: `lr` under `update` is `update.lr`."""
+        """The same error, its setting named within a section: `lr` under `update` is `update.lr`."""
         return SettingError.worded(f"{section}.{self}")
 
-    def __reduce__(self) -> Any:  # for the way from one process to another
+    def __reduce__(self) -> Any:  # pickle would call the constructor with the text alone
         return SettingError.worded, (str(self),)
 
 
@@ -40,6 +40,6 @@ def require(holds: bool, setting: str, must: str, *, got: object, advice: str = 
 
 
 def require_at_least(setting: str, least: int, got: Any, because: str = "") -> None:
-    """Raises SettingError unless a setting is a whole number of at least `least`, for a reason that may be told."""
+    """Raises SettingError unless a setting is a whole number of at least `least`; `because` follows in the message."""
     is_whole = isinstance(got, int) and not isinstance(got, bool)
     require(is_whole and got >= least, setting, f"be at least {least}{because}", got=got)

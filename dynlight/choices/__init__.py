@@ -1,1 +1,1 @@
-"""The choices that a run is made of: a file each."""
+"""The choices that a run is made of: one file a choice."""

@@ -18,10 +18,10 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class TransformerXL(Context):
-    """Each forward reads the segment alone and sees, besides, keys and values kept from earlier forwards.
+    """Each forward reads the segment alone, and sees keys and values kept from earlier forwards.
 
-    Keys and values of the last `memory` positions are kept as the weights of their time made them, detached;
-    gradients reach those of the current segment only. Positions count through the document. The compute per scored
+    Keys and values of the last `memory` positions are kept, detached, as the weights made them when they were read;
+    gradients reach those of the present segment only. Positions count through the document. The compute per scored
     token does not depend on `memory` except in attention. Source: Dai et al. 2019 (arXiv 1901.02860), and for
     adaptation Krause et al. 2019 (arXiv 1904.08378).
 
@@ -57,13 +57,13 @@ class TransformerXL(Context):
                 got="TransformerXL",
                 advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
             )
-        table = position_limit(config)
-        if table is not None and self.segment + self.memory > table:
+        limit = position_limit(config)
+        if limit is not None and self.segment + self.memory > limit:
             raise SettingError(
                 "context.memory",
                 (
-                    f"be at most {max(0, table - self.segment)} beside a segment of {self.segment} (this model was made "
-                    f"for {table} positions)"
+                    f"be at most {max(0, limit - self.segment)} beside a segment of {self.segment} (this model was made "
+                    f"for {limit} positions)"
                 ),
                 got=self.memory,
                 advice="choose a smaller memory or segment",
@@ -96,11 +96,11 @@ class Overlapping(Context):
         return min(start, self.window - (stop - start))
 
     def check(self, config: PretrainedConfig) -> None:
-        table = position_limit(config)
-        if table is not None and self.window > table:
+        limit = position_limit(config)
+        if limit is not None and self.window > limit:
             raise SettingError(
                 "context.window",
-                f"be at most {table}, the positions this model was made for",
+                f"be at most {limit}, the positions this model was made for",
                 got=self.window,
                 advice="choose a smaller window",
             )
@@ -122,5 +122,5 @@ def uses_rotary_positions(config: PretrainedConfig) -> bool:
 def _rope_types(config: PretrainedConfig) -> set[str]:
     # Models that mix kinds of layers (Gemma 3) nest one dictionary of rotary parameters for each kind.
     parameters = config.rope_parameters
-    each = parameters.values() if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
-    return {one.get("rope_type", "default") for one in each}
+    is_nested = all(isinstance(value, dict) for value in parameters.values())
+    return {kind.get("rope_type", "default") for kind in (parameters.values() if is_nested else [parameters])}

@@ -1,13 +1,14 @@
-"""Known: the classes that a section of a configuration may name, asked of the classes, not typed again."""
+"""Known: the classes that a section of a configuration may name, listed by Python itself."""
 
 import sys
 import sysconfig
 
 
 def known_subclasses(base: type) -> list[type]:
-    """The subclasses of a class that dynlight's choices or a user's own code have defined by now, not other libraries."""
+    """The subclasses of a class that dynlight's choices or a user's code have defined by now; not those of libraries."""
     direct: list[type] = base.__subclasses__()
-    return [kind for kind in [*direct, *(each for one in direct for each in known_subclasses(one))] if _is_known(kind)]
+    deeper = [kind for parent in direct for kind in known_subclasses(parent)]
+    return [kind for kind in [*direct, *deeper] if _is_known(kind)]
 
 
 def _is_known(kind: type) -> bool:

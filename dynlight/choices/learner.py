@@ -1,4 +1,4 @@
-"""Learner: the two doors by which a policy, a callback that acts before a segment is scored, changes what is learned."""
+"""Learner: what a policy, a callback that acts before a segment is scored, may change: updates due, and reset."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from typing import Protocol
 class Learner(Protocol):
     """What learns, as a policy sees it."""
 
-    updates_due: int  # updates to make from the segment that comes next; 0: none is due
+    updates_due: int  # updates to make from the next segment
 
     def reset(self, documents: int) -> None:
-        """Restores weights, optimizer state and random state of the documents that begin to what they were at first."""
+        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""

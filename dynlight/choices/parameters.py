@@ -23,11 +23,11 @@ from dynlight.errors import SettingError
 class Parameters(ABC):
     """Says which weights of a model may learn."""
 
-    are_adapters = False  # whether what learns is added to the model, and begins without effect
+    are_adapters = False  # whether the weights that learn are added to the model, without effect at first
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
-        """Leaves `requires_grad` true on exactly the weights that may learn, and these in fp32."""
+        """Leaves `requires_grad` true on exactly the weights that may learn, and makes these fp32."""
 
 
 class All(Parameters):
@@ -83,7 +83,7 @@ class LoRA(Parameters):
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT warns that GPT-2 stores its matrices transposed, and then does the right thing.
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
-            # And that an adapter on a tied output layer cannot be merged, which nothing here does.
+            # PEFT warns that an adapter on a tied output layer cannot be merged, which nothing here does.
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
             torch.manual_seed(self.seed)
             try:
@@ -104,10 +104,10 @@ class LoRA(Parameters):
 
 
 class AdaptedLinear(nn.Module):
-    """PEFT's adapted linear map, with the one adapter there is, and scaled where it is narrow: y = W x + B (s A x).
+    """A linear map with one adapter, in the place of PEFT's: y = W x + B (s A x), with s = alpha / rank.
 
-    At each call PEFT's own looks for merged, mixed and variant adapters, which on short segments takes longer than the
-    adapter; and it scales the wide side. Weights and their names are PEFT's.
+    PEFT's looks for merged, mixed and variant adapters at each call, which takes longer than the adapter on short
+    segments, and scales the wide B A x rather than the narrow A x. Weights and their names stay PEFT's.
     """
 
     def __init__(self, adapted: Any) -> None:
@@ -134,8 +134,8 @@ class AdaptedLinear(nn.Module):
 class _NarrowLinear(nn.Module):
     """A linear map whose gradient is added up in the same order for a document alone and for documents together.
 
-    By `F.linear` it is not, where one side is as narrow as an adapter's; and rules such as Adam, which divide a gradient
-    by its size however small, make a difference in the last bit grow.
+    `F.linear` adds in another order where one side is as narrow as an adapter's, and rules such as Adam, which divide a
+    gradient by its size however small, make a difference in the last bit grow.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -152,11 +152,11 @@ def adapters_of(model: nn.Module) -> list[AdaptedLinear | BaseTunerLayer]:
 
 
 def replace_modules(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Puts another module in the place of each for which `new` makes one; weights that both hold stay shared."""
+    """Puts in the place of each module the one that `new` makes of it, where it makes one."""
     for name, module in list(model.named_modules()):
-        if (other := new(module)) is not None:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, other)
+        if (replacement := new(module)) is not None:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, replacement)
 
 
 class Matching(Parameters):
@@ -212,7 +212,7 @@ class Matching(Parameters):
 
 
 def _learn(model: nn.Module, names: list[str]) -> None:
-    """Lets exactly the named parameters learn, in fp32."""
+    """Lets exactly the parameters of these names learn, in fp32."""
     learned = set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learned)
@@ -231,7 +231,7 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _block_of_each_weight(model: nn.Module) -> dict[str, int]:
-    """The number of the block that each weight of a block belongs to, by the weight's name."""
+    """The number of each weight's block, by the weight's name, for weights that lie in a block."""
     return {
         f"{block}.{name}": number
         for number, (block, module) in enumerate(blocks_of(model).items())

@@ -29,11 +29,11 @@ def due(segment: int, every: Every) -> bool:
 
 
 class UpdateFrequency(Callback):
-    """Learns from every k-th segment of a document, in one or several passes; the others run without a graph.
+    """Learns from every k-th segment of a document, in one or several updates; the others are scored without a graph.
 
     Args:
         every: the period k in segments; `{0: 1, 64: 4}` changes it at a segment index; `never` learns nothing.
-        passes: updates made from one segment. It is scored once, before the first.
+        passes: updates made from one segment, which is scored once, before the first of them.
 
     Raises:
         SettingError: if a period or `passes` is under 1, or no period is given for segment 0.

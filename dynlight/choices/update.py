@@ -1,6 +1,6 @@
 """Update: how the learned weights change. A new rule is a `torch.optim.Optimizer`; nothing else.
 
-Any class of `torch.optim` works that makes its step from one gradient; here is Krause's rule, which torch lacks, and
+Any class of `torch.optim` works that makes its step from one gradient; here are Krause's rule, which torch lacks, and
 what is checked and set of any rule.
 """
 
@@ -19,8 +19,8 @@ from dynlight.errors import SettingError, require
 
 Update = Callable[[Iterable[Parameter]], Optimizer]
 
-# Rates to try where none is given, a decade a rule, and how many times higher they are for adapters: a rule that divides
-# the gradient by its size makes steps of its rate, and adapters need longer ones.
+# Of each rule, the rates to try where none is given, a decade wide, and the factor by which they are higher for adapters:
+# a rule that divides the gradient by its size moves each weight by about the rate, and adapters must move further.
 _USUAL_RATES = {
     "SGD ASGD": ((0.03, 0.1, 0.3), 1),
     "Adam AdamW Adamax NAdam RAdam": ((1e-4, 3e-4, 1e-3), 10),
@@ -42,11 +42,12 @@ def rules_of(
 
     Args:
         update: the rule, or several; None: nothing learns, or with a mixture SGD and Adam do, at their usual rates.
-        rates: learning rates in place of the rules' own, or what gives those of a rule.
-        mixture: what the rules predict together by; None: there is one rule at most, at its own rate.
+        rates: learning rates in place of the rules' own, or a function that gives the rates of a rule.
+        mixture: how the rules predict together; None: there is one rule at most, at its own rate.
 
     Raises:
-        SettingError: if there are several rules and no mixture, rates and no rule, or a rate is none.
+        SettingError: if there are several rules and no mixture, rates and no rule, or rates that are
+            equal, negative, not finite or none.
     """
     rules = list(update) if isinstance(update, Sequence) else [] if update is None else [update]
     if mixture is None:
@@ -77,7 +78,7 @@ def usual_rates(update: Update, width: int, adapters: bool = False) -> list[floa
         adapters: whether adapters learn, rather than the model's own weights.
 
     Raises:
-        SettingError: if none are known of the rule, or it is not elementwise.
+        SettingError: if no rates are known for the rule, or the rule is not elementwise.
     """
     name = type(new_optimizer(update, [Parameter(torch.zeros(1, 1))], "in a mixture")).__name__
     known = [entry for names, entry in _USUAL_RATES.items() if name in names.split()]
@@ -100,16 +101,16 @@ def at_rate(update: Update, rate: float) -> Update:
 
 
 def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | None = None) -> Optimizer:
-    """The rule applied to weights, which need no data.
+    """The optimizer that a rule makes of weights, which may lie on torch's `meta` device.
 
     Args:
         update: the rule.
-        weights: what it is to change.
-        stacked: why weights of several documents or rates are stacked in one tensor, if they are.
+        weights: those that it is to change.
+        stacked: in words for the error, where several documents or rates are stacked in one tensor; None: nowhere.
 
     Raises:
-        SettingError: if it is none that makes a step from one dense gradient, refuses its settings or these weights, or
-            would couple what is stacked.
+        SettingError: if the rule makes no step from one dense gradient, refuses its settings or these weights, or
+            would couple stacked rows.
     """
     try:
         optimizer = update(weights)
@@ -147,9 +148,9 @@ def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | N
 
 
 def is_elementwise(update: Update) -> bool:
-    """Whether the rule treats each weight by itself, found by trial: rows stepped together end as each stepped alone.
+    """Whether the rule treats each weight by itself, found by trial: rows updated together end as each updated alone.
 
-    Rows of very different gradients lie in front of a matrix, as those of documents do; alone each is a vector, so that a
+    Two matrices whose gradients differ much in size are stacked, as those of documents are; alone, each is a vector. So a
     rule that looks at a norm, at rows and columns or at the shape is noticed.
     """
     draw = torch.Generator().manual_seed(0)
@@ -159,7 +160,8 @@ def is_elementwise(update: Update) -> bool:
     try:
         together = _stepped(update, weights, gradients)
         alone = [
-            _stepped(update, weights[row].flatten(), [each[row].flatten() for each in gradients]) for row in (0, 1)
+            _stepped(update, weights[row].flatten(), [gradient[row].flatten() for gradient in gradients])
+            for row in (0, 1)
         ]
     except (ValueError, TypeError, RuntimeError):  # a rule for matrices, say
         return False
@@ -167,7 +169,7 @@ def is_elementwise(update: Update) -> bool:
 
 
 def _stepped(update: Update, weights: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """What a rule makes of weights by these gradients."""
+    """The weights after one update of a rule from each of these gradients."""
     learned = Parameter(weights.clone())
     optimizer = update([learned])
     if isinstance(optimizer, NeedsStatistics):
@@ -209,7 +211,7 @@ class NeedsStatistics(Protocol):
     statistics: GradientStatistics  # where they come from
 
     def use_statistics(self, mean_squares: Sequence[Tensor], initial: Sequence[Tensor] | None = None) -> None:
-        """Sets MS and θ0, a tensor each for every weight, in the order of the parameters; None: θ0 is as weights are now."""
+        """Sets MS and θ0, one tensor a weight, in the order of the parameters; None: the present weights are θ0."""
 
 
 class RMSDynamic(Optimizer):
@@ -220,7 +222,7 @@ class RMSDynamic(Optimizer):
     nothing pulls. Source: Krause et al. 2018 (arXiv 1709.07432).
 
     Args:
-        params: the learned weights; θ0 is what they are now.
+        params: the learned weights, whose present values are θ0.
         lr: η.
         decay: λ, at least 0.
         epsilon: ε, above 0, in the gradient's unit.
@@ -250,15 +252,12 @@ class RMSDynamic(Optimizer):
 
     @torch.no_grad()
     def use_statistics(self, mean_squares: Sequence[Tensor], initial: Sequence[Tensor] | None = None) -> None:
-        """Sets MS and θ0, a tensor each for every weight, in the order of the parameters.
-
-        Without `initial`, the present weights are θ0.
-        """
-        mean = torch.stack([value.mean() for value in mean_squares]).mean()
+        """Sets MS and θ0, one tensor a weight, in the order of the parameters; None: the present weights are θ0."""
+        mean = torch.stack([mean_square.mean() for mean_square in mean_squares]).mean()
         weights = [weight for group in self.param_groups for weight in group["params"]]
         initial = [weight.detach().clone() for weight in weights] if initial is None else initial
-        for weight, value, first in zip(weights, mean_squares, initial, strict=True):
-            self.state[weight] = {"initial": first, "mean_square": value, "relative": value / mean}
+        for weight, mean_square, theta in zip(weights, mean_squares, initial, strict=True):
+            self.state[weight] = {"initial": theta, "mean_square": mean_square, "relative": mean_square / mean}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

@@ -1,7 +1,7 @@
 """Document: a text as a stream of tokens.
 
-Bytes are counted on the text itself: every token owns a piece of it, the pieces follow one another without gap or
-overlap, and so bits per byte divides by exactly the bytes that were read, whatever the tokenizer does to them.
+Bytes are counted on the text itself. Each token owns a piece of the text, and the pieces follow one another without gap
+or overlap, so bits per byte divides by exactly the bytes that were read, whatever the tokenizer does to them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dynlight.errors import SettingError
 
-_START = 200_000  # characters of a text that are tokenized at once even where few of its tokens are asked for
+_START = 200_000  # the fewest characters of a text that `first_tokens` tokenizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Document:
         """The document of `text`, cut after its first `max_tokens` tokens.
 
         Raises:
-            SettingError: if the text is no valid Unicode, if the tokenizer makes no token of it (its bytes would be
+            SettingError: if the text is no valid Unicode, if the tokenizer makes no token of it (the bytes would be
                 counted but not scored), or if the tokenizer has neither a BOS nor an EOS token.
         """
         try:
@@ -60,14 +60,14 @@ class Document:
         return cls(index, name, text[: int(ends[-1])] if len(ends) else "", tokens, ends, prefix)
 
     def __len__(self) -> int:
-        """Tokens."""
+        """How many tokens the document has."""
         return len(self.tokens)
 
     @cached_property
     def byte_ends(self) -> np.ndarray:
-        """The UTF-8 byte at which each token's piece ends, int64 [tokens + 1], from 0 on: what comes before token 0."""
+        """The UTF-8 byte at which each token's piece ends, int64 [tokens + 1]; a 0 stands before token 0's."""
         points = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
-        widths = np.ones(len(points) + 1, dtype=np.uint8)  # of each character; the 0 in front stands for no character
+        widths = np.ones(len(points) + 1, dtype=np.uint8)  # bytes of each character, behind a 0
         widths[0] = 0
         for bound in (0x80, 0x800, 0x10000):
             widths[1:] += points >= bound
@@ -93,9 +93,9 @@ class Document:
 def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Token ids of a text, without special tokens, and the character at which each token's piece ends.
 
-    A fast tokenizer says where tokens end. Of tokens that share a character, as when an emoji is split into bytes, the
-    first owns it; what the tokenizer skips belongs to the token after it, and to the last token at the end. A slow
-    tokenizer doesn't say, so characters are spread evenly: sums are exact, single pieces are not.
+    A fast tokenizer gives the end of each token. A character that several tokens stand for, as an emoji split into bytes,
+    belongs to the first of them; characters that the tokenizer skips belong to the next token, at the end of the text to
+    the last one. A slow tokenizer gives no ends, so characters are spread evenly: sums are exact, single pieces are not.
 
     Returns:
         tokens and ends, int64 [tokens] each.
@@ -121,15 +121,15 @@ def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Ten
 def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Tensor, Tensor]:
     """The first tokens of a text, and where their pieces end, as `tokenize` gives them.
 
-    A tokenizer takes hundreds of bytes of memory a token, so of a text far longer than the tokens asked for, only as much is
-    tokenized as decides them: what comes of a start of it is right where twice as long a start gives the same.
+    A tokenizer takes hundreds of bytes of memory a token, so a long text is tokenized only as far as needed: the first tokens
+    of a start of the text are right where a start twice as long has the same.
     """
     length, shorter = max(_START, 16 * count), None
     while length < len(text):
         tokens, ends = (each[:count] for each in tokenize(text[:length], tokenizer))
         if shorter is not None and torch.equal(tokens, shorter[0]) and torch.equal(ends, shorter[1]):
             return tokens, ends
-        # The last token's end is where the start was cut, so a start of too few tokens decides nothing.
+        # The last token of a start ends at the cut, so a start of too few tokens decides nothing.
         shorter, length = (tokens, ends) if len(tokens) == count else None, 2 * length
     tokens, ends = tokenize(text, tokenizer)
     return tokens[:count], ends[:count]

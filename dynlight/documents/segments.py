@@ -1,4 +1,4 @@
-"""Segments: the tokens that are scored together, and what a context is: what cuts a document into them.
+"""Segments: the tokens that are scored together, and the context, which cuts a document into segments.
 
 Token numbers count the document's own tokens from 0; the prefix (BOS, else EOS) is the input from which token 0 is
 predicted, so a forward that scores tokens `start … stop − 1` reads the inputs `start … stop − 1` of the sequence (prefix,
@@ -18,13 +18,13 @@ from dynlight.documents.document import Document
 from dynlight.errors import require_at_least
 
 Wave = tuple[Document, ...]  # documents that begin at the same time, longest first
-NOT_SCORED = -100  # in the place of a target: torch's cross-entropy makes 0 nats of it, and no gradient
+NOT_SCORED = -100  # a target that cross-entropy ignores: 0 nats and no gradient
 
 
 class Cut(NamedTuple):
     """Where one segment lies: it scores tokens `start … stop − 1` after reading `context` inputs again."""
 
-    index: int  # type: ignore[assignment] # a tuple's method, which nothing here calls
+    index: int  # type: ignore[assignment] # hides `tuple.index`, which nothing here calls
     start: int
     stop: int
     context: int
@@ -61,14 +61,14 @@ class Context(ABC):
 class Segment:
     """One segment of those documents of a wave that have not ended before it.
 
-    Shapes: D documents, C context tokens, S columns, of which each document scores its own.
+    Shapes: D documents, C context tokens, S columns, of which each document scores those of its slice `scored`.
     """
 
     documents: Wave
     cut: Cut  # of the columns: a document that ends among them scores fewer
     inputs: Tensor  # int64 [D, C + S], what the forward reads
     targets: Tensor  # int64 [D, S], the tokens scored, else NOT_SCORED
-    scored: tuple[slice, ...]  # of each document, its columns among these
+    scored: tuple[slice, ...]  # of each document, the columns that it scores
     bytes: tuple[int, ...]  # UTF-8 bytes that the scored tokens of each document stand for
 
     @property
@@ -78,7 +78,7 @@ class Segment:
 
     @property
     def finished(self) -> Wave:
-        """The documents that end here."""
+        """The documents that end with this segment."""
         return tuple(document for document in self.documents if len(document) <= self.cut.stop)
 
     @property
@@ -87,7 +87,7 @@ class Segment:
         return [columns.stop - columns.start for columns in self.scored]
 
     def head(self, columns: int) -> "Segment":
-        """The same segment up to its first `columns` columns; all that is said of its documents is of the whole."""
+        """The first `columns` columns as a segment, whose `scored` and `bytes` stay those of the whole segment."""
         cut = self.cut._replace(stop=self.cut.start + columns)
         return replace(self, cut=cut, inputs=self.inputs[:, : cut.context + columns], targets=self.targets[:, :columns])
 
@@ -100,6 +100,6 @@ class Segment:
 
 
 def empty_segment() -> Segment:
-    """A segment without documents, with which nothing begins and nothing ends."""
+    """A segment without documents, with which no wave begins and no document ends."""
     nothing = torch.empty(0, 0, dtype=torch.int64)
     return Segment((), Cut(1, 0, 0, 0), inputs=nothing, targets=nothing, scored=(), bytes=())

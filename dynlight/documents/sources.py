@@ -22,10 +22,10 @@ import fsspec
 from dynlight.errors import SettingError
 
 STANDARD_LIBRARY = "python-stdlib"
-# Left out of it: installed packages, tests, tables, and what some systems package apart.
+# Left out of the standard library: installed packages, tests, tables, and what some systems package apart.
 NOT_STANDARD = {"site-packages", "dist-packages", "test", "tests", "encodings", "pydoc_data", "entities.py"}
 NOT_STANDARD |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle.py", "turtledemo"}
-LONGEST_MODULES = 12  # how many are read where nobody says how many
+LONGEST_MODULES = 12  # how many are read where `documents` is not set
 FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
 ADVICE = {ConnectionError: "give a local folder, or go online", UnicodeDecodeError: "convert it to UTF-8"}
 NAME_COLUMNS = ("title", "short_book_title", "name", "id")
@@ -36,15 +36,15 @@ class Texts(Protocol):
 
     @property
     def path(self) -> str:
-        """By which it is named."""
+        """What names the texts in an error."""
 
     def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
-        """Names and texts, of which no more than so many will be asked for; None: all."""
+        """Names and texts, of which the caller reads the first `documents`; None: all."""
 
 
 @dataclass(frozen=True)
 class TextsInMemory:
-    """Texts that are there already."""
+    """Texts that need not be read from anywhere."""
 
     named: list[tuple[str, str]]  # names and texts
     path: str = "texts in memory"
@@ -59,7 +59,7 @@ class Source:
     Args:
         path: `python-stdlib`, or what `datasets.load_dataset` takes.
         name: the data set's configuration, where it has several.
-        data_files: file, pattern or list of them; or of each split.
+        data_files: a file, a pattern or a list of these; or a dictionary that gives one of these for each split.
         data_dir: folder of the data set's files.
         split: `test`, `train[:10]`, …; None: the only one, else `test`.
         text_column: column that holds the text.
@@ -83,7 +83,7 @@ class Source:
         given = [setting for setting, value in source.items() if value is not None]
         if path == STANDARD_LIBRARY and given:
             raise SettingError(f"data.{given[0]}", f"be left out with path {path}", got=f"{source[given[0]]!r}")
-        # Left to itself, datasets would then read every file below the folder it is started in.
+        # Without files, datasets would read every file below the folder it is started in.
         if path in FILE_FORMATS and not data_files and not data_dir:
             raise SettingError("data.data_files", f"name the files to read as {path}", got=f"{data_files!r}")
         if path not in (STANDARD_LIBRARY, *FILE_FORMATS) and os.path.isfile(path):
@@ -99,10 +99,10 @@ class Source:
         self.streaming = streaming
 
     def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
-        """Names and texts, read one by one.
+        """Names and texts of the data set, read one by one.
 
         Args:
-            documents: how many will be asked for; None: all, of `python-stdlib` the longest ones.
+            documents: how many the caller reads, from the first; None: all, of `python-stdlib` the longest ones.
 
         Raises:
             SettingError: if the data can't be found or read, or holds something other than text.
@@ -110,7 +110,7 @@ class Source:
         return _modules(documents or LONGEST_MODULES) if self.path == STANDARD_LIBRARY else self._data_set()
 
     def _data_set(self) -> Iterator[tuple[str, str]]:
-        # A second that python-stdlib needn't wait for.
+        # Imported here: it takes a second, which python-stdlib needn't wait for.
         from datasets import ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
 
         if not sys.stderr.isatty():
@@ -122,25 +122,25 @@ class Source:
         files = builder.config.data_files  # None offline, where an earlier download is read from the cache
         splits = [str(split) for split in files or builder.info.splits or ()]
         split = self.split or (splits[0] if len(splits) == 1 else "test")
-        parts = [part.partition("[")[0] for part in split.split("+")]  # train[:10]+test → train, test
-        if not set(parts) <= set(splits):
+        wanted = [name.partition("[")[0] for name in split.split("+")]  # train[:10]+test → train, test
+        if not set(wanted) <= set(splits):
             raise SettingError("data.split", f"be one of {', '.join(splits)}", got=self.split or "null")
-        if files is not None and not all(files[part] for part in parts):
+        if files is not None and not all(files[name] for name in wanted):
             raise SettingError("data.data_files", "match at least one file", got=f"{self.data_files!r}")
         data_files = self.data_files
-        if files is not None and len(parts) < len(splits):
+        if files is not None and len(wanted) < len(splits):
             # The other splits are neither downloaded nor converted: of PG-19 that is all but 1%.
-            data_files = type(files)({part: files[part] for part in parts})
+            data_files = type(files)({name: files[name] for name in wanted})
         with self._readable():
             if builder.info.builder_name != "text" or files is None:
                 return self._rows(load_dataset(**source, data_files=data_files, split=split, streaming=self.streaming))
             # datasets reads text line by line and changes line ends, so text files are read here, byte for byte.
-            ranges = ReadInstruction.from_spec(split).to_absolute({part: len(files[part]) for part in parts})
+            ranges = ReadInstruction.from_spec(split).to_absolute({name: len(files[name]) for name in wanted})
             chosen = [file for r in ranges for file in files[r.splitname][r.from_ : r.to]]
             return self._files(list(dict.fromkeys(chosen)))  # two patterns may match one file
 
     def _files(self, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Names and texts of text files, local or remote; what is compressed is unpacked."""
+        """Names and texts of text files, local or remote; compressed files are unpacked."""
         self._check_columns(["text"])
         paths = [file.split("/") for file in files]
         shared = len(os.path.commonprefix([path[:-1] for path in paths]))
@@ -150,7 +150,7 @@ class Source:
             yield "/".join(path[shared:]), text
 
     def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-        """Names and texts of the rows of a `datasets.Dataset` or `IterableDataset`; a name used before gets its row."""
+        """Names and texts of the rows of a `Dataset` or `IterableDataset`; a name used before gets the row's number."""
         names: set[str] = set()
         for i, row in enumerate(self._read(rows)):
             self._check_columns(row)
@@ -175,18 +175,18 @@ class Source:
 
     @contextmanager
     def _readable(self, file: str | None = None) -> Iterator[None]:
-        """Says in one line what a library finds wrong with the data, or with one file of it."""
+        """Makes one line of the error that a library raises about the data, or about one file of the data."""
         logger = logging.getLogger("datasets")
         level = logger.level
-        logger.setLevel(logging.CRITICAL)  # it writes many lines about an error before it raises it
+        logger.setLevel(logging.CRITICAL)  # datasets logs many lines about an error before it raises it
         try:
             yield
-        # Its own errors and those of pyarrow, pandas, fsspec, httpx: datasets raises from many families.
+        # datasets raises errors of many families: its own, and those of pyarrow, pandas, fsspec, httpx.
         except Exception as error:
             setting = "data_files" if self.data_files else "path"
-            # "An error occurred while generating the dataset" says less than what occurred.
+            # The error itself says only "An error occurred while generating the dataset"; its cause says which.
             reason: object = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else error
-            if isinstance(reason, StopIteration):  # what its reader of JSON says of an empty file
+            if isinstance(reason, StopIteration):  # raised by the reader of JSON for an empty file
                 reason = "there is nothing in it"
             advice = next((advice for kind, advice in ADVICE.items() if isinstance(error, kind)), "")
             raise SettingError(

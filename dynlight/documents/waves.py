@@ -1,19 +1,19 @@
 """Waves: documents that begin together, and their segments one after another.
 
 The documents of a wave are sorted longest first, so those still running at segment i are always its first ones: a
-finished document is sliced off. All that run are read in one forward, so their inputs must be equally long; where a
-document ends within the segment its row is filled on the right, up to the end of the segment:
+finished document is sliced off. All that run are read in one forward, so their inputs must be equally long: where a
+document ends within the segment, filler follows it in its row up to the end of the segment.
 
-    wave of lengths 10, 7, 3 with segment 4, · is filled:
+    wave of lengths 10, 7, 3 with segment 4; · is filler:
     segment 0   row 0 (0 1 2 3)   row 1 (0 1 2 3)   row 2 (0 1 2 ·)
     segment 1   row 0 (4 5 6 7)   row 1 (4 5 6 ·)
     segment 2   row 0 (8 9 · ·)
 
-No mask is needed in the model: it is causal, so no token of the document sees what is filled in behind it, and what is
-filled in is neither scored nor learned from. It is read nevertheless, and its FLOPs are counted. How far a row is filled
-depends on its document alone: always to a whole segment, or for a document shorter than one to a power of two, and only
-documents that are filled alike are in one wave. So filling less than doubles what a document costs, and neighbours change
-neither the shapes it is read in nor its FLOPs. Where documents are read one at a time, none is filled.
+The model needs no mask: it is causal, so no token of a document sees the filler behind it, and filler is neither scored
+nor learned from. The model reads it nevertheless, and its FLOPs are counted. Rows are filled to a whole segment; the row
+of a document shorter than one segment is filled to the next power of two, and a wave holds only documents whose rows are
+filled to the same length. So neighbours change neither the shapes nor the FLOPs of a document, and filler less than
+doubles its cost. Where documents are read one at a time, no row is filled.
 """
 
 import heapq
@@ -28,28 +28,28 @@ from dynlight.documents.segments import NOT_SCORED, Context, Cut, Segment, Wave,
 
 
 def waves(documents: Sequence[Document], context: Context, together: int = 1) -> list[Wave]:
-    """Documents in waves of `together` of like length, longest first; one at a time they keep their given order.
+    """Documents in waves of `together`, longest first; one at a time, documents keep their given order.
 
-    Documents without tokens have nothing to score and are in no wave.
+    A document without tokens has nothing to score and is in no wave.
     """
     running = [document for document in documents if len(document)]
     if together == 1:
         return [(document,) for document in running]
     running.sort(key=lambda document: (-len(document), document.index))
-    alike = (list(group) for _, group in groupby(running, key=lambda document: _filled(document, context)))
+    alike = (list(group) for _, group in groupby(running, key=lambda document: _filled_columns(document, context)))
     return [tuple(group[i : i + together]) for group in alike for i in range(0, len(group), together)]
 
 
-def _filled(document: Document, context: Context) -> int:
-    """The columns to which each of a document's segments is filled."""
+def _filled_columns(document: Document, context: Context) -> int:
+    """The columns to which a document's row is filled in each of its segments."""
     return min(context.segment, 1 << (len(document) - 1).bit_length())
 
 
 def deal(documents: Sequence[Document], ranks: int) -> list[list[Document]]:
-    """The documents of each of `ranks` processes, in their given order, so that the longest share is hardly over the mean.
+    """Deals documents to `ranks` processes, whose shares keep the given order and are nearly equally long.
 
     The longest document not dealt yet goes to the share with the fewest tokens. Then, while the longest share is more
-    than 5% over the mean, it exchanges a document with another share, or gives one away, where that shortens it.
+    than 5% over the mean, it exchanges a document with another share, or gives one to it, where that shortens it.
     """
     shares: list[list[Document]] = [[] for _ in range(ranks)]
     fewest = [(0, rank) for rank in range(ranks)]
@@ -63,7 +63,7 @@ def deal(documents: Sequence[Document], ranks: int) -> list[list[Document]]:
 
 
 def _shorten_longest(shares: list[list[Document]]) -> bool:
-    """Makes the exchange that levels the longest share best; False where none is needed or helps."""
+    """Makes the exchange that levels the longest share best; returns False where none is needed or none helps."""
     tokens = [sum(map(len, share)) for share in shares]
     most = max(tokens)
     longest = tokens.index(most)
@@ -89,38 +89,38 @@ def _shorten_longest(shares: list[list[Document]]) -> bool:
 
 
 def segments(wave: Wave, context: Context, skip: int = 0, fills: bool = False) -> Iterator[Segment]:
-    """The segments of a wave, position by position; together they score each token of it exactly once.
+    """The segments of a wave, in order; together they score each of its tokens exactly once.
 
     Args:
         wave: the documents.
         context: what cuts them into segments.
-        skip: how many to leave out, from the first.
-        fills: whether rows are filled, even where no neighbour needs it.
+        skip: how many segments to leave out, from the first.
+        fills: whether rows are filled, even where no neighbour is longer.
     """
     sequences: list[Tensor] = []
     for cut in islice(context.cuts(len(wave[0])), skip, None):
-        if not sequences:  # none are made of a wave that is skipped
+        if not sequences:  # here, as a wave that is skipped needs none
             sequences = [
                 torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens]) for document in wave
             ]
         if fills:
-            stop = cut.start + _filled(wave[0], context)
+            stop = cut.start + _filled_columns(wave[0], context)
             cut = cut._replace(stop=stop, context=context.context(cut.start, stop))
         yield _segment(tuple(document for document in wave if len(document) > cut.start), cut, sequences, context)
 
 
 def _segment(documents: Wave, cut: Cut, sequences: Sequence[Tensor], context: Context) -> Segment:
-    """A segment, from each document's prefix and tokens."""
+    """The segment at a cut, from the sequence (prefix, token 0, token 1, …) of each document."""
     columns = cut.stop - cut.start
     inputs = sequences[0].new_full((len(documents), cut.context + columns), documents[0].prefix)
     targets = sequences[0].new_full((len(documents), columns), NOT_SCORED)
     scored, nbytes = [], []
     for row, (document, sequence) in enumerate(zip(documents, sequences, strict=False)):
         start, stop = cut.start, min(cut.stop, len(document))
-        # A document that ends here may see more before its tokens than its neighbours: then these come in later columns.
-        before = context.context(start, stop)
-        place = slice(before - cut.context, before - cut.context + stop - start)
-        inputs[row, : before + stop - start] = sequence[start - before : stop]
+        # A document that ends here may have more context than its neighbours; its scored columns then begin later.
+        tokens_again = context.context(start, stop)
+        place = slice(tokens_again - cut.context, tokens_again - cut.context + stop - start)
+        inputs[row, : tokens_again + stop - start] = sequence[start - tokens_again : stop]
         targets[row, place] = sequence[start + 1 : stop + 1]
         scored.append(place)
         nbytes.append(int(document.byte_ends[stop] - document.byte_ends[start]))
@@ -133,9 +133,9 @@ class SegmentStream:
     Args:
         waves: the documents.
         context: what cuts them into segments.
-        rounds: after its own segments it yields empty ones, until there are as many as this.
+        rounds: how many segments to yield at least; empty ones make up for those that the waves lack.
         skip: how many segments to leave out, from the first.
-        fills: whether rows are filled, as where documents are read together.
+        fills: whether rows are filled, as they are where documents are read together.
     """
 
     def __init__(
@@ -157,5 +157,5 @@ class SegmentStream:
 
 
 def count_segments(waves: Sequence[Wave], context: Context) -> int:
-    """Segments of waves."""
+    """How many segments the waves have."""
     return sum(-(-len(wave[0]) // context.segment) for wave in waves)

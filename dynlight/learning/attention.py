@@ -1,7 +1,7 @@
 """Attention for documents that each have their own weights: the document axis goes where the batch axis is.
 
 `torch.func.vmap` has no rule for the fused attention kernels on CPU and would run them one document after another.
-Attention itself holds no weights, so documents can be folded into the batch for it and unfolded behind it.
+Attention itself holds no weights, so documents can be folded into the batch for it and unfolded after it.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ def folded_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; shapes in [B, H, T, E], out [B, T, H, E]."""
+    """Attention as transformers calls it: query [B, H, T, E], key and value [B, H / groups, C, E] → [B, T, H, E]."""
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

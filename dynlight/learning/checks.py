@@ -21,12 +21,12 @@ from dynlight.learning.statistics import check_statistics
 def check_run(
     trainer: Trainer, model: nn.Module, rules: Sequence[Update], is_mixed: bool, carries_over: bool, together: int | str
 ) -> None:
-    """Raises SettingError where a Trainer cannot read so many documents together by these choices.
+    """Raises SettingError where a Trainer cannot run these choices, or not with so many documents together.
 
     Args:
-        trainer: the run's.
-        model: prepared as its weights learn; they may have no data.
-        rules: by which each document is learned from.
+        trainer: of the run.
+        model: with `requires_grad` on the weights that learn, which may lie on torch's `meta` device.
+        rules: those that learn from each document.
         is_mixed: whether a mixture predicts.
         carries_over: whether what is learned from one document is carried on to the next.
         together: how many documents adapt at once; `auto`: as many as fit, but one where they can't adapt together.
@@ -58,11 +58,11 @@ def check_precision(precision: str | int | None) -> None:
 
 
 def warn_of_imitated_bf16(trainer: Trainer) -> None:
-    """Says on stderr that a run will be slow where bf16 is asked of a CPU that has no instructions for it."""
+    """Warns on stderr where bf16 is asked of a CPU without instructions for it, which makes a run slow."""
     on_cpu = trainer.strategy.root_device.type == "cpu" and torch.backends.mkldnn.is_available()
-    asked = on_cpu and trainer.is_global_zero and "bf16" in str(trainer.precision)
+    wants_bf16 = on_cpu and trainer.is_global_zero and "bf16" in str(trainer.precision)
     is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # a warning may not end a run
-    if asked and is_supported is not None and not is_supported():
+    if wants_bf16 and is_supported is not None and not is_supported():
         print(
             f"warning: trainer.precision should be 32-true here, got {trainer.precision}: this CPU has no bf16 instructions "
             "and imitates them, some 50 times slower",
@@ -71,7 +71,7 @@ def warn_of_imitated_bf16(trainer: Trainer) -> None:
 
 
 def check_types(model: nn.Module, precision: str | int | None) -> None:
-    """Raises SettingError where learned weights are of another type than those around them."""
+    """Raises SettingError where learned weights are of another floating-point type than those around them."""
     # Adapters convert what they read; a layer's own weights must be of the same type as the layers around them.
     weights = [weight for name, weight in model.named_parameters() if "lora_" not in name]
     learns = any(weight.requires_grad for weight in weights)
@@ -85,7 +85,7 @@ def check_types(model: nn.Module, precision: str | int | None) -> None:
 
 
 def check_together(together: int, carries_over: bool) -> None:
-    """Raises SettingError where documents would adapt together that learn from each other."""
+    """Raises SettingError where documents would adapt together although one learns on from another."""
     require(
         together == 1 or not carries_over,
         "data.together",
@@ -95,7 +95,7 @@ def check_together(together: int, carries_over: bool) -> None:
 
 
 def check_attention(model: Any, stacked: str | None) -> None:
-    """Raises SettingError where weights are stacked, whose attention runs by sdpa, and another kernel was chosen."""
+    """Raises SettingError where weights are stacked, which needs sdpa, and another attention kernel was chosen."""
     chosen = getattr(model.config, "_attn_implementation", None)
     require(
         stacked is None or chosen in (None, "sdpa", FOLDED),
@@ -107,7 +107,7 @@ def check_attention(model: Any, stacked: str | None) -> None:
 
 
 def check_rules(rules: Sequence[Update], model: nn.Module, stacked: str | None) -> None:
-    """Raises SettingError where a rule cannot learn these weights, or would couple those that are stacked."""
+    """Raises SettingError where a rule cannot learn these weights, or would couple stacked rows."""
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     for rule in rules:
         optimizer = new_optimizer(rule, learned, stacked)
@@ -116,7 +116,7 @@ def check_rules(rules: Sequence[Update], model: nn.Module, stacked: str | None) 
 
 
 def check_processes(trainer: Trainer, carries_over: bool, learns: bool, is_mixed: bool) -> None:
-    """Raises SettingError unless what is said of learned weights holds with several processes."""
+    """Raises SettingError where the Trainer's strategy does not suit how, and whether, weights learn."""
     way, strategy = way_of(trainer.strategy), trainer.strategy
     if learns and carries_over and way == "documents" and trainer.world_size > 1:
         raise SettingError(

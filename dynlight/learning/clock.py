@@ -8,7 +8,7 @@ import torch
 
 
 class Clock:
-    """Seconds of each part of a step, by name; it waits for the device, whose work would else be another part's."""
+    """Seconds of each part of a step, by name; it waits for the device, whose work would else count for a later part."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -16,7 +16,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Times what is done inside."""
+        """Times the block."""
         began = self._now()
         yield
         self.seconds[part] = self._now() - began

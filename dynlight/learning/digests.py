@@ -16,8 +16,8 @@ def digest_of(sums: bytes) -> str:
     """The digest of weights with these sums of bits.
 
     Formula: the first 16 digits of SHA-256 over Σ_j b_j mod 2⁶⁴ of each weight, b its bits as 64-bit integers. A hash of
-    all bytes would take as long as half the learning; this takes as long as reading them once. No single weight can
-    change without it, nor can many unless their changes cancel to the last bit.
+    all bytes would take as long as half the learning; this takes as long as reading them once. The sum
+    changes with any single weight, and with several unless their changes cancel to the last bit.
     """
     return hash_of(sums)[:16]
 
@@ -25,7 +25,7 @@ def digest_of(sums: bytes) -> str:
 def sums_of_bits(weight: Tensor, start: int = 0) -> Tensor:
     """Σ of each row's bits as 64-bit integers, int64 [rows]; learned weights are fp32, two to an integer.
 
-    Of the shard of a weight that begins at its number `start`, what it adds to the sum over the whole.
+    Of a shard, which begins at number `start` of a weight, it is the shard's summand in the sum over the whole weight.
     """
     if start % 2 or weight.shape[1] % 2:
         weight = torch.nn.functional.pad(weight, (start % 2, (start + weight.shape[1]) % 2))

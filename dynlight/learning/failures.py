@@ -1,6 +1,6 @@
 """Failures: what becomes of a document whose nats or gradients are not finite.
 
-`Stop` leaves it out of all sums; `FinishStatic` lets the initial weights read it to its end. One of them is chosen once.
+`Stop` leaves it out of all sums; `FinishStatic` lets the initial weights read it to its end. A run has one of them.
 """
 
 import math
@@ -39,18 +39,18 @@ class Stop:
         return frozenset()
 
     def mend(self, segment: Segment, nats: Tensor, static: Tensor | None, weights: Weights) -> Tensor:
-        """The nats [D, S] that count, from those that were found and those of the initial weights."""
+        """The nats [D, S] that count: `nats`, or `static` where the initial weights have taken over."""
         return nats
 
     def stop(self, segment: Segment, *sums: Sequence[float] | None) -> None:
         """Stops the documents of which one of these sums of nats is not finite."""
-        for each in sums:
-            for document, nats in zip(segment.documents, each or (), strict=False):
-                if not math.isfinite(nats):  # nats are never negative, so none can make up for another
+        for sums_of_documents in sums:
+            for document, nats in zip(segment.documents, sums_of_documents or (), strict=False):
+                if not math.isfinite(nats):
                     self._stop(document.index, segment.cut.index, "nats were not finite")
 
     def mark(self, segment: Segment, finite: Sequence[bool] | None) -> None:
-        """Marks the documents whose gradients were not finite, unless they have ended: then nothing comes of it."""
+        """Marks the documents whose gradients were not finite; one that has ended needs no more weights and is left."""
         for document, is_finite in zip(segment.documents, finite or (), strict=False):
             if not is_finite and document not in segment.finished:
                 self._mark(document.index, segment.cut.index)
@@ -63,8 +63,8 @@ class Stop:
             self.of_documents[document] = Failure(segment, reason, stopped=True)
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        """Takes the documents into account that were read to their end before."""
-        self.of_documents |= {each.document.index: each.failure for each in finished if each.failure is not None}
+        """Adds the failures of documents that were read to their end before the run was resumed."""
+        self.of_documents |= {done.document.index: done.failure for done in finished if done.failure is not None}
 
     def progress_state(self) -> dict[int, dict[str, Any]]:
         """All failures: plain data."""
@@ -76,7 +76,7 @@ class Stop:
 
 
 class FinishStatic(Stop):
-    """A document that fails is read to its end by the initial weights, from the first token on whose nats are missing."""
+    """A document that fails is read to its end by the initial weights, from the first token without nats on."""
 
     def all_static(self, segment: Segment) -> bool:
         return all(self._is_static(document.index) for document in segment.documents)
@@ -88,11 +88,11 @@ class FinishStatic(Stop):
         if static is None:
             return nats
         missing = nats.isnan().any(dim=1).tolist()
-        index = [document.index for document in segment.documents]
-        if not any(missing[row] or self._is_static(index[row]) for row in range(len(nats))):
+        documents = [document.index for document in segment.documents]
+        if not any(missing[row] or self._is_static(documents[row]) for row in range(len(nats))):
             return nats
         nats = nats.clone()
-        for row, document in enumerate(index):
+        for row, document in enumerate(documents):
             first_static = 0 if self._is_static(document) else len(nats[row])
             if missing[row] and document not in self.of_documents:
                 readable = readable_nats(weights, segment, row)
@@ -112,7 +112,7 @@ class FinishStatic(Stop):
 
 @torch.no_grad()
 def readable_nats(weights: Weights, segment: Segment, row: int) -> Tensor:
-    """The nats of a row's tokens before the first from which on the learned weights give none.
+    """The nats of a row's tokens before the first at which the learned weights give NaN.
 
     A NaN at one token can leak to earlier ones (0 · NaN is NaN under a mask). To decide from earlier tokens only, the
     longest head of the segment whose nats are all numbers is found by bisection.

@@ -1,4 +1,4 @@
-"""Finished: a document that an earlier part of a run has read to its end, and how a document can fail."""
+"""Finished: a document that was read to its end before a run was resumed, and how a document can fail."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from dynlight.documents.document import Document
 class Failure:
     """Where and why learning went wrong on a document."""
 
-    segment: int  # of a document that has stopped the one in which it did, else the first that the initial weights read
+    segment: int  # in which the document stopped; else the first that the initial weights read
     reason: str
-    stopped: bool  # whether the document is read no further, and stands in no sum
+    stopped: bool  # whether the document is read no further, and is in no sum
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A document that was read to its end by an earlier part of this run and is not read again."""
+    """A document that was read to its end before the run was resumed, and is not read again."""
 
     document: Document
     failure: Failure | None
-    rows: pd.DataFrame  # of `segments.parquet` and `timings.parquet`
+    rows: pd.DataFrame  # the document's rows of `segments.parquet` and `timings.parquet`

@@ -2,14 +2,14 @@
 
 Counted are the floating-point operations of matrix products (a multiplication and an addition are two), attention over
 its whole window included, whatever kernel runs it. For N matmul parameters, L blocks of attention width d, C tokens in
-view, a backward that crosses the share f of the depth and learns the share a of N, a token costs by arithmetic
+view, a backward that crosses a fraction f of the depth and learns a fraction a of N, a token costs by arithmetic
 
     forward                        2 N + 4 L d C
     backward through activations   f (2 N + 8 L d C)
     backward to weights            2 N a
 
 The elementwise arithmetic of the update is counted apart, one for each element that each operator writes: it costs
-memory traffic rather than FLOPs, which is why wall-clock and FLOPs part on small segments.
+memory traffic rather than FLOPs, which is why wall-clock time and FLOPs differ on small segments.
 """
 
 import copy
@@ -38,8 +38,8 @@ class Flops:
     forward: int = 0
     activation: int = 0  # backward through activations
     weight: int = 0  # backward to weights
-    update: int = 0  # elementwise operations of the optimizer, apart
-    static: int = 0  # the static reference's forward, apart
+    update: int = 0  # elementwise operations of the optimizer, in no total
+    static: int = 0  # the static reference's forward, in no total
 
     @property
     def total(self) -> int:
@@ -47,7 +47,7 @@ class Flops:
         return self.forward + self.activation + self.weight
 
     def times(self, passes: int) -> "Flops":
-        """The cost of learning `passes` times from a segment whose first forward also gives the score."""
+        """The cost of `passes` updates from a segment; the forward of the first also gives the score."""
         return replace(
             self,
             forward=self.forward * max(1, passes),
@@ -59,16 +59,16 @@ class Flops:
 class FlopCounter:
     """Measures each shape once, on a copy of the model without data (torch's `meta` device).
 
-    Memory between none and all of it needs no measurement: its cost lies on a line. The copy runs the same modules in the
-    same way, so nothing is assumed about the architecture, and measuring costs neither memory nor arithmetic. Attention
-    runs as plain matrix products there, as fused kernels hide theirs.
+    The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
+    neither memory nor arithmetic. Attention runs as plain matrix products there, as fused kernels hide theirs. A memory
+    between empty and full is not measured: the cost is linear in its length.
 
     Args:
-        model: prepared as its weights learn.
+        model: with `requires_grad` on the weights that learn.
         context: what a forward has in view.
-        rules: by which each of its documents is learned from.
-        has_reference: whether the static model scores beside it.
-        has_static_expert: whether the static model is part of a mixture.
+        rules: those that learn from each document.
+        has_reference: whether the static model scores beside them.
+        has_static_expert: whether the static model is an expert of a mixture.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FlopCounter:
         self._count = cache(self._count_shape)
 
     def count(self, score: Score, row: int = 0) -> Flops:
-        """The FLOPs of a segment that was scored, for one of its documents; of a mixture, those of all its experts."""
+        """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts."""
         cut = score.segment.cut
         learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         memory = min(self._weights.context.memory or 0, cut.start)
@@ -97,8 +97,8 @@ class FlopCounter:
 
     def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
         once = self._at_memory(context, scored, memory, learns=updates > 0)
-        each = once.times(updates)
-        total = {kind: len(learners) * flops for kind, flops in asdict(each).items()}
+        of_learner = once.times(updates)
+        total = {kind: len(learners) * flops for kind, flops in asdict(of_learner).items()}
         if updates:
             total["update"] = updates * sum(self._update_flops(learner) for learner in learners)
         total["static"] = once.static
@@ -110,29 +110,30 @@ class FlopCounter:
         full = self._weights.context.memory
         if not full or memory in (0, full):
             return self._measure(context, scored, memory, learns)
-        # Keys and values enter each product as one dimension, so between no memory and a full one the cost is a line.
-        none, all_of_it = (self._measure(context, scored, length, learns) for length in (0, full))
+        # The memory's length is one dimension of each product that it enters, so the cost is linear in it.
+        at_none, at_full = (self._measure(context, scored, length, learns) for length in (0, full))
         kinds = {}
-        for kind, most in asdict(all_of_it).items():
-            least = getattr(none, kind)
+        for kind, most in asdict(at_full).items():
+            least = getattr(at_none, kind)
             assert (most - least) * memory % full == 0, "a line through whole numbers of FLOPs a position"
             kinds[kind] = least + (most - least) * memory // full
         return Flops(**kinds)
 
     def _measure_shape(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
         segment = _empty_segment(context, scored)
-        kept = self._empty_memory(memory)
+        carried = self._empty_memory(memory)
         holders = [module for module in self._model.modules() if _holds_learned(module)] if learns else []
         outputs: list[Tensor] = []
         hooks = [holder.register_forward_hook(lambda *call: outputs.append(call[-1])) for holder in holders]
         with torch.set_grad_enabled(learns), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            logits, _ = read(self._model, segment, kept, self._weights.context)
+            logits, _ = read(self._model, segment, carried, self._weights.context)
             forward = counter.get_total_flops()
             for hook in hooks:
                 hook.remove()
             if learns:
                 loss = token_nats(logits, segment.targets).mean()
-                # To the outputs of the modules that hold learned weights: through activations and no further.
+                # A backward to the outputs of the modules that hold learned weights crosses activations alone; the one to
+                # the weights crosses them a second time.
                 torch.autograd.grad(loss, outputs, retain_graph=True)
                 activation = counter.get_total_flops() - forward
                 torch.autograd.grad(loss, self._weights.learned, allow_unused=True)
@@ -141,7 +142,7 @@ class FlopCounter:
             forward=forward,
             activation=activation if learns else 0,
             weight=weight if learns else 0,
-            static=self._static_flops(segment, kept) if self._has_reference else 0,
+            static=self._static_flops(segment, carried) if self._has_reference else 0,
         )
 
     def _static_flops(self, segment: Segment, memory: Memory) -> int:
@@ -171,14 +172,14 @@ class FlopCounter:
             group.update({switch: False for switch in ("fused", "foreach") if switch in group})
         for weight in weights:
             weight.grad = torch.empty_like(weight)
-        optimizer.step()  # a first one makes the state; those that follow are what an update costs
+        optimizer.step()  # the first makes the state; those that follow are what an update costs
         with _ElementCounter() as counter:
             optimizer.step()
         return counter.elements
 
 
 def _without_data(model: nn.Module) -> Any:
-    """A copy of the model on the meta device; parameters shared by name stay shared."""
+    """A copy of the model on the meta device; tied parameters stay tied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty_like(parameter, device="meta", requires_grad=False)

@@ -1,7 +1,8 @@
 """Linear maps for documents that each have their own weights: gradients that lie in memory as the weights do.
 
 `torch.func.vmap` makes of `F.linear` a batched product x Wᵀ, whose gradient for W is (xᵀ g)ᵀ: the same numbers as gᵀ x, but
-transposed in memory. Where it meets the weight it is copied, all of it, which for short segments is a quarter of the time.
+transposed in memory. Where it is stored beside the weight all of it is copied, a quarter of the time
+on short segments.
 """
 
 from typing import Any, Self
@@ -52,7 +53,7 @@ class _Mapped(torch.autograd.Function):
         x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         if weight_dim is None:
             return linear(x, weight), 0
-        if torch.is_autocast_enabled(x.device.type):  # which does not reach into a function with a backward of its own
+        if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into `_Product`
             x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
         y: Tensor = _Product.apply(x.reshape(info.batch_size, -1, x.shape[-1]), weight.movedim(weight_dim, 0))  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1), 0

@@ -1,4 +1,4 @@
-"""Mapped: whether the model is being mapped over rows, so that attention and linear maps go to their rules for it."""
+"""Mapped: whether the model runs under vmap over rows, for which attention and linear maps have rules of their own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def is_mapped() -> bool:
 
 @contextmanager
 def mapped() -> Iterator[None]:
-    """Inside, forwards run under `torch.func.vmap` over rows."""
+    """Makes `is_mapped` true within the block."""
     token = _IS_MAPPED.set(True)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Mixing: who says what is committed of a segment: the learned weights alone, or a mixture of experts.
+"""Mixing: what predicts a segment: the learned weights alone, or a mixture of experts.
 
-One of them is chosen once, so that the path from a segment to its score asks nothing about mixtures.
+`Alone` or `Mixed` is chosen once, so that the path from a segment to its score asks nothing about mixtures.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from dynlight.learning.weights import Weights
 
 
 class Prediction(NamedTuple):
-    """What is said of a segment's tokens: nats [D, S], and of a mixture what each expert said."""
+    """The nats of a segment, [D, S], and in a mixture the scores of each expert."""
 
     nats: Tensor
     experts: ExpertScores | None
@@ -30,20 +30,20 @@ class Alone:
     """The learned weights of each document predict it alone."""
 
     def begin(self, documents: int) -> None:
-        """Forgets what was known of the experts; so many documents begin."""
+        """Gives each expert its first weight, for the `documents` documents that begin."""
 
     def predict(self, segment: Segment, spoken: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
-        """What is said of a segment, from the nats of all rows, `spoken` [R, S], and those of the static model [D, S]."""
+        """The prediction, from the nats of all rows, `spoken` [R, S], and of the static model, `static` [D, S]."""
         return Prediction(spoken, None)
 
     def settle(
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
     ) -> Sequence[bool] | None:
-        """Lets go of experts that have failed; returns which documents' gradients were finite, None: it matters to none."""
+        """Drops the rows of failed rules; returns whether each document's gradients were finite, None: none can fail."""
         return finite
 
     def progress_state(self) -> Tensor | None:
-        """What is known of the experts."""
+        """The weights of the experts, if there are any."""
         return None
 
     def load_progress_state(self, state: Tensor | None) -> None:
@@ -51,11 +51,11 @@ class Alone:
 
 
 class Mixed(Alone):
-    """A mixture predicts, from the static model, if it is one of the experts, and from each rule's rows.
+    """A mixture predicts each document, from the static model, if it is an expert, and from each rule's row.
 
     Args:
         mixture: how experts are weighted.
-        rules: how many learn.
+        rules: how many rules learn.
         has_static: whether the static model is an expert.
     """
 
@@ -106,7 +106,7 @@ def _rows(weights: Weights) -> Stacked:
 
 
 def _without_spoiled(segment: Segment, nats: Tensor, weights: Weights) -> Tensor:
-    """The nats of rows that fail in this segment as they were before a token that spoils them all, then NaN."""
+    """The nats of all rows; in a row with NaN, those of `readable_nats`, then NaN."""
     spoiled = nats.isnan().any(dim=1).nonzero().flatten().tolist()
     nats = nats.clone() if spoiled else nats
     for row in spoiled:

@@ -55,20 +55,20 @@ class DynamicEvaluation(LightningModule):
 
     Args:
         model: a causal language model of transformers; it is prepared in place.
-        tokenizer: the tokenizer of its documents.
+        tokenizer: what makes tokens of the documents.
         context: what is scored next, with what in view.
         parameters: which weights may learn (default: all).
-        update: makes the optimizer of these weights, e.g. `partial(torch.optim.SGD, lr=0.02)`; several are for a
-            mixture; None: static evaluation, or in a mixture the rules that it chooses itself.
+        update: makes the optimizer of these weights, e.g. `partial(torch.optim.SGD, lr=0.02)`; several for a mixture;
+            None: static evaluation, or with a mixture SGD and Adam at their usual rates.
         schedule: when to learn (default: from every segment).
         reset: when to forget (default: at each document).
         reference: `static` scores the same windows with the initial weights too; None saves the cost.
         clip: the largest gradient norm of a document; None: no bound.
-        rates: learning rates, each of which learns from every document by itself, in place of the update's own.
-        mixture: how the static model and the model at each rate predict together. Default: `Mixture()` when `rates` is
+        rates: learning rates in place of the update's own; every document is learned from at each, separately.
+        mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` is
             given, because the best single rate is known only afterwards; otherwise no mixture.
         on_failure: what becomes of a document whose nats or gradients are not finite: `stop` leaves it out of all sums;
-            `static` reads it to its end with the initial weights, from the first token on whose nats are missing.
+            `static` reads it to its end with the initial weights, from the first token without nats on.
         digests: whether scores carry digests of the learned weights, which a receipt needs.
 
     Raises:
@@ -121,8 +121,8 @@ class DynamicEvaluation(LightningModule):
         self._processes: Processes | None = None
         self.totals = Totals()
         self.takes_digests = digests
-        self.updates_due = 1  # to make from the present segment; set by UpdateFrequency
-        self.score: Score | None = None  # of the segment that was read last; None: no document of it is left
+        self.updates_due = 1  # how many to make from the present segment; the schedule sets it
+        self.score: Score | None = None  # of the present segment; None: all documents of it have stopped
         # Updates are made by training_step itself: Lightning's own loop would scale the loss that callbacks see.
         self.automatic_optimization = False
 
@@ -156,14 +156,14 @@ class DynamicEvaluation(LightningModule):
         return replace(committed, updates=updates, seconds=clock.seconds)
 
     def _score(self, segment: Segment, static: Tensor | None) -> tuple[Tensor, Memory]:
-        """Nats of each row, and the memory to go on with; no forward where the initial weights read all documents."""
+        """Nats of each row, and the next memory; no forward where the initial weights have taken over every document."""
         if static is not None and self.failures.all_static(segment):
             return static, self.weights.memory
         with torch.set_grad_enabled(self.update_due):
             return self.weights.score(segment)
 
     def _commit(self, segment: Segment, spoken: Tensor, static: Tensor | None) -> Score | None:
-        """The score as it stands for good: one prediction, mended where learning failed, without failed documents."""
+        """The final score: the prediction, mended where learning failed; None: every document has stopped."""
         prediction = self.predictor.predict(segment, spoken, static, self.weights)
         nats = self.failures.mend(segment, prediction.nats, static, self.weights)
         if self.reference is not None and not self.rules:
@@ -174,7 +174,7 @@ class DynamicEvaluation(LightningModule):
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
     def _learn(self, segment: Segment, spoken: Tensor, committed: Score) -> list[bool] | None:
-        """Makes the updates that are due, the first from the very forward that gave the score.
+        """Makes the updates that are due, the first from the forward that gave the score.
 
         Returns of each row whether its gradients were finite; None: no update was made.
         """
@@ -184,19 +184,19 @@ class DynamicEvaluation(LightningModule):
         for number in range(self.updates_due):
             nats = spoken if number == 0 else self.weights.score(segment)[0]
             # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
-            step = self.learn_from(self.weights.mean_nats(nats, segment).sum())
-            finite = [all(both) for both in zip(finite, step, strict=True)]
+            was_finite = self.learn_from(self.weights.mean_nats(nats, segment).sum())
+            finite = [all(both) for both in zip(finite, was_finite, strict=True)]
         return finite
 
     def learn_from(self, loss: Tensor) -> list[bool]:
-        """One update from the gradient of a loss; returns of each row whether its gradient was finite."""
+        """Makes one update from the gradient of a loss; returns of each row whether its gradient was finite."""
         self.manual_backward(loss)
         if self.clip is not None:
             self.weights.clip(self.clip)
         return self.weights.step(self.optimizers_of_rules)
 
     def reset(self, documents: int = 1) -> None:
-        """Restores weights, optimizer state and random state of the documents that begin to what they were at first."""
+        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""
         self.weights.reset(documents)
         self.predictor.begin(documents)
         torch.set_rng_state(self._random_state)
@@ -213,12 +213,12 @@ class DynamicEvaluation(LightningModule):
 
     @property
     def updates_of_segment(self) -> int:
-        """Updates that are made from each segment that is learned from."""
+        """How many updates are made from a segment that is learned from."""
         return self.schedule.passes
 
     @property
     def has_reference(self) -> bool:
-        """Whether the static model scores beside one that learns."""
+        """Whether the static model scores beside the learning one."""
         return self.reference is not None and bool(self.rules)
 
     @property
@@ -228,7 +228,7 @@ class DynamicEvaluation(LightningModule):
 
     @property
     def experts(self) -> list[Expert]:
-        """What scores each document: in a mixture the static model, if it is part of it, then each rule at its rate."""
+        """What scores each document: the static model, if it is an expert of a mixture, then each rule."""
         return experts_of(self.optimizers_of_rules, self.has_static_expert)
 
     @property
@@ -239,7 +239,7 @@ class DynamicEvaluation(LightningModule):
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
-        """What a segment costs, measured once for each shape."""
+        """What counts the FLOPs of a segment."""
         return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
 
     @property
@@ -250,7 +250,7 @@ class DynamicEvaluation(LightningModule):
         return self._processes
 
     def configure_callbacks(self) -> list[Callback]:
-        """The policies; Lightning asks for them at the start of a run, and adds them to the Trainer's own callbacks."""
+        """The policies, which Lightning adds to the Trainer's callbacks at the start of a run."""
         self._processes = None
         average = GradientAverage() if way_of(self.trainer.strategy) == "in_step" else None
         self.gradients = average or OwnGradients()
@@ -260,14 +260,14 @@ class DynamicEvaluation(LightningModule):
         self.check(self.trainer, stream_of(self.trainer).together)
 
     def configure_model(self) -> None:
-        """Leaves this process its shard of the weights, where they are to lie on several devices."""
+        """Leaves this process its shard of the weights, where several devices hold them."""
         if self.processes.way == "sharded":
-            _ = self.flop_counter  # it makes its outline of the model, which is whole until now
+            _ = self.flop_counter  # made now, as it copies the shapes of a model that is still whole
             assert self.device_mesh is not None, "Lightning has set it"
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """An optimizer for each rule's weights, which are where they will stay (the model has been moved)."""
+        """An optimizer for each rule's weights; Lightning calls this once the model lies on its device."""
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
         if together > 1 or self.mixture is not None:
@@ -282,12 +282,12 @@ class DynamicEvaluation(LightningModule):
         return self.optimizers_of_rules
 
     def check(self, trainer: Trainer, together: int | Literal["auto"] = 1) -> None:
-        """Raises SettingError where this trainer, or so many documents together, cannot be; weights may have no data."""
+        """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
         is_mixed, carries_over = self.mixture is not None, self.reset_weights.carries_over
         check_run(trainer, self.model, self.rules, is_mixed, carries_over, together)
 
     def on_train_start(self) -> None:
-        # Lightning's Trainer puts no module into train mode by itself, but a caller may have.
+        # The Trainer leaves the mode as it is, and a caller may have set another.
         self.model.eval()
 
     def on_train_epoch_end(self) -> None:
@@ -295,33 +295,33 @@ class DynamicEvaluation(LightningModule):
         self.trainer.should_stop = True
 
     def release(self) -> None:
-        """Lets go of all that it has on its device besides the model, after a run has failed there."""
+        """Frees the device of everything but the model, after a run has failed there."""
         self.score = None
         for name in ("weights", "optimizers_of_rules"):
             vars(self).pop(name, None)
 
     def progress_state(self) -> dict[str, Any]:
-        """All that it needs to go on from between two segments: tensors and plain data."""
+        """The state between two segments, from which a run can go on: tensors and plain data."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers_of_rules]
-        parts = {name: part.progress_state() for name, part in self._parts.items()}
-        return parts | {"optimizers": optimizers, "random": self._random_state}
+        states = {name: keeper.progress_state() for name, keeper in self._state_keepers.items()}
+        return states | {"optimizers": optimizers, "random": self._random_state}
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
-        """Puts everything where it was when `progress_state` was called."""
-        for name, part in self._parts.items():
-            part.load_progress_state(state[name])
+        """Puts back what `progress_state` gave."""
+        for name, keeper in self._state_keepers.items():
+            keeper.load_progress_state(state[name])
         for optimizer, saved in zip(self.optimizers_of_rules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self._random_state = state["random"]
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        """Takes the documents into account that were read to their end before."""
+        """Counts the documents that were read to their end before the run was resumed."""
         self.failures.recount(finished)
         self.totals.recount(finished)
 
     @property
-    def _parts(self) -> dict[str, Any]:
-        """What has a state of its own that changes from segment to segment."""
+    def _state_keepers(self) -> dict[str, Any]:
+        """The collaborators whose state changes from segment to segment."""
         return {
             "weights": self.weights,
             "predictor": self.predictor,

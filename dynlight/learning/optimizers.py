@@ -1,4 +1,4 @@
-"""Optimizers: the rules that learn, each applied to its weights and ready to step."""
+"""Optimizers: the rules that learn, each applied to its weights and ready to update them."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,20 +12,20 @@ from dynlight.learning.weights import Weights
 def make_optimizers(
     rules: Sequence[Update], weights: Weights, statistics_of: Callable[[GradientStatistics], list[Tensor]]
 ) -> list[Optimizer]:
-    """The optimizer of each rule's weights, ready to step.
+    """The optimizer of each rule, ready to update its weights.
 
     Args:
-        rules: by which each document is learned from.
-        weights: that they change.
+        rules: those that learn from each document.
+        weights: those that the rules change.
         statistics_of: MS of each learned weight, for a rule that needs to know it.
 
     Raises:
-        SettingError: if a rule cannot learn from one gradient a step, or refuses these weights.
+        SettingError: if a rule cannot learn from one gradient an update, or refuses these weights.
     """
     by_corpus: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
     optimizers = []
-    for rule, own in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
-        optimizer = new_optimizer(rule, own)
+    for rule, learned in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
+        optimizer = new_optimizer(rule, learned)
         if isinstance(optimizer, NeedsStatistics):
             corpus = repr(optimizer.statistics)
             if corpus not in by_corpus:

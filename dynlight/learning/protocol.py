@@ -1,4 +1,4 @@
-"""Protocol: what a number of a run means, in one line, and the names of what scored it."""
+"""Protocol: the choices of a run in one line, and the names of the experts that scored the documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Expert:
-    """What a mixture is made of: the static model, or what a rule learns at its rate."""
+    """One of those that a mixture mixes: the static model, or what a rule learns."""
 
     name: str
     rule: str | None  # None: static
@@ -20,12 +20,14 @@ STATIC = Expert("static", rule=None, rate=None)
 
 
 def experts_of(optimizers: Sequence[Optimizer], has_static: bool) -> list[Expert]:
-    """The static model, if it is one of them, then each rule with its rate."""
+    """The static model, if it is an expert, then the rule of each optimizer."""
     experts = [STATIC] * has_static
     for optimizer in optimizers:
         rule, rate = type(optimizer).__name__, float(optimizer.defaults["lr"])
         name = f"{rule}(lr {optimizer.defaults['lr']:g})"
-        same = sum(known.name.partition(" no. ")[0] == name for known in experts)  # they differ in other settings
+        same = sum(
+            known.name.partition(" no. ")[0] == name for known in experts
+        )  # rules of this name and rate that differ in other settings
         experts.append(Expert(f"{name} no. {same + 1}" if same else name, rule, rate))
     return experts
 

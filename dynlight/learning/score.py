@@ -12,14 +12,14 @@ from dynlight.documents.segments import Segment
 
 @dataclass(frozen=True)
 class ExpertScores:
-    """What each expert of a mixture said of a segment: the static model first, if it is one.
+    """The nats and weights of each expert of a mixture on a segment: the static model first, if it is one.
 
     Shapes: E experts, D documents, S columns of the segment.
     """
 
     nats: np.ndarray  # float32 [E, D, S]; NaN where an expert has failed
     weights: np.ndarray  # float64 [E, D], each expert's mean weight in the mixture over the segment
-    learners: np.ndarray  # bool [learning experts, D], those that read the segment
+    learners: np.ndarray  # bool [rules, D], whether the rule still learned from the document
 
 
 class Digests(NamedTuple):
@@ -43,20 +43,20 @@ class Score:
     sums: list[float]  # nats of each row, summed in float64
     static_sums: list[float] | None
     experts: ExpertScores | None = None
-    by_static: frozenset[int] = frozenset()  # rows scored by the initial weights, as the learned ones have failed
+    by_static: frozenset[int] = frozenset()  # rows that the initial weights have taken over
     updates: int = 0  # made by each rule
     seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
     digests: Digests | None = None  # where they are asked for
 
     @classmethod
     def of(cls, segment: Segment, nats: Tensor, static_nats: Tensor | None, experts: ExpertScores | None) -> Self:
-        """The score of a segment's documents, none of which has stopped so far."""
+        """The score of a segment, as if none of the documents had stopped."""
         static_sums = None if static_nats is None else _sums_of_rows(static_nats)
         rows = list(range(len(segment.documents)))
         return cls(segment, rows, nats, static_nats, _sums_of_rows(nats), static_sums, experts)
 
     def updates_of(self, row: int) -> int:
-        """Updates that each rule made of a row."""
+        """Updates that each rule made from a row."""
         return 0 if row in self.by_static else self.updates
 
 

@@ -1,10 +1,10 @@
-"""Sharded: learned weights of which each of several devices holds a shard, for a model that is larger than one of them.
+"""Sharded: learned weights of which each of several devices holds a shard, for a model larger than one device.
 
     trainer: {devices: 8, strategy: model_parallel}
 
 Every device holds a shard of each weight, of θ0 and of the optimizer's state, and reads the same segment at the same
-time. The weights of one block at a time are gathered from all (torch's FSDP2), used, and let go of; then gradients are
-cut into the same shards. So the score is that of one device, and so is the time at best: memory is what is shared.
+time. The weights of one block at a time are gathered from all devices (torch's FSDP2), used, and let go of; gradients
+are cut into the same shards. So the score is that of one device, and so is the time at best: only memory is divided.
 """
 
 from collections.abc import Sequence
@@ -25,28 +25,28 @@ from dynlight.learning.weights import InPlace
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Leaves on each device its shard of every weight; of one block after another all of it is moved there before."""
+    """Leaves on each device its shard of every weight; one block after another is moved there whole, then cut."""
     for block in blocks_of(model).values():
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # What is in no block, too, is let go of after the forward: else what changes before the next would not be seen.
+    # Weights in no block are let go of after the forward, too: else the next forward would not see that they changed.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(weight: Tensor) -> Tensor:
-    """A weight as it is, or gathered from its shards; all processes are to ask for it."""
+    """A weight as it is, or gathered from its shards; all processes must call this."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 class Sharded(InPlace):
-    """Learned weights in the model itself, of each of which this process holds a shard.
+    """Learned weights in the model itself, each cut into shards, of which this process holds one.
 
     `learned` and `initial` are these shards as plain tensors: a rule that treats each weight by itself needs no more.
-    Only numbers that are of the whole gradient, its norm and whether it is finite, are added up over all processes.
+    Only what is of the whole gradient, its norm and whether it is finite, is added up over all processes.
     """
 
     def __init__(self, model: PreTrainedModel, context: Context) -> None:
         super().__init__(model, context)
-        self._weights: list[Any] = self.learned  # as the model knows them: of the whole's shape
+        self._weights: list[Any] = self.learned  # the model's own, which have the shape of the whole weight
         self.learned = [nn.Parameter(_shard(weight)) for weight in self._weights]  # the same memory
         self.of_rules = [self.learned]
         self.initial = [_shard(initial) for initial in self.initial]
@@ -73,7 +73,7 @@ class Sharded(InPlace):
 
     @torch.no_grad()
     def _gradients(self) -> list[Tensor]:
-        """This process's shard of each gradient, from now on beside the shard that it is to change."""
+        """This process's shards of gradients, moved from the model's weights to the shards in `learned`."""
         for weight, shard in zip(self._weights, self.learned, strict=True):
             assert shard.data_ptr() == _shard(weight).data_ptr(), "what learns is what the model reads with"
             if weight.grad is not None:
@@ -82,8 +82,8 @@ class Sharded(InPlace):
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        # FSDP gathers from the memory that it knows, so what is in it is exchanged, weight by weight. Through `.data`,
-        # as nothing is changed once it is exchanged back, and the digest relies on torch's count of changes.
+        # FSDP gathers from memory that it knows, so numbers are exchanged, not storages. Through `.data`, which torch's
+        # count of changes leaves out: once they are exchanged back nothing has changed, and the digest relies on that.
         for shard, initial in zip(self.learned, self.initial, strict=True):
             learned = shard.detach().clone()
             shard.data.copy_(initial)
@@ -91,7 +91,7 @@ class Sharded(InPlace):
 
 
 def _over_all(value: Tensor) -> Tensor:
-    """The sum of what each process has."""
+    """The sum of a value over all processes, in place."""
     torch.distributed.all_reduce(value)
     return value
 
@@ -103,7 +103,7 @@ def _shard(weight: Any) -> Tensor:
 
 
 def _start(weight: Any) -> int:
-    """Which of the whole weight's numbers is the first that this process holds.
+    """The place in the whole weight of the first number that this process holds.
 
     Weights are cut along their first dimension into shards of equal size, of which the last may be smaller, or empty.
     """

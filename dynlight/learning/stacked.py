@@ -22,31 +22,30 @@ from dynlight.learning.weights import Memory, Weights, moved, read, token_nats
 
 
 class Stacked(Weights):
-    """Learned weights with an axis of rows in front, [rows, *shape] each: a row for each document of a wave.
+    """Learned weights with an axis of rows in front, [rows, *shape]: each row is one rule's learning from one document.
 
-    With several rules, there is a row for each rule's learning from each document. The forward is mapped over the rows
-    (`torch.func.vmap` of `functional_call`); the model's own parameters stay θ0 and are what the static reference reads
-    with, all documents in one batch. Rows lie rule by rule, so that each rule's optimizer, which must be elementwise,
-    updates its rows of all documents in one step:
+    The forward is mapped over the rows (`torch.func.vmap` of `functional_call`). The model's own parameters stay θ0, with
+    which the static reference reads all documents in one batch. Rows lie rule by rule, so that the optimizer of a rule,
+    which must be elementwise, updates the rows of all documents at once:
 
         rows of 2 rules and a wave of 3 documents       r0 d0 · r0 d1 · r0 d2 · r1 d0 · r1 d1 · r1 d2
         when document 2 has ended                       r0 d0 · r0 d1 · r1 d0 · r1 d1
         when rule 1 has failed on document 0            r0 d0 · r0 d1 · r1 d1
 
-    A row that is not needed any more is taken out of weights, memory and optimizer state, and costs nothing.
+    A row that is not needed any more is dropped from weights, memory and optimizer state, and costs nothing.
     """
 
     def __init__(self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1) -> None:
         super().__init__(model, context)
-        own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._names = list(own)
-        self.initial = [parameter.detach() for parameter in own.values()]
+        learnable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._names = list(learnable)
+        self.initial = [weight.detach() for weight in learnable.values()]
         self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
         self.learned = [nn.Parameter(storage) for storage in self._storage]
         self.of_rules = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(rules)]
         self.owners: list[tuple[int, int]] = []  # of each row, its rule and its document's place in the wave
         self._spans: list[slice] = []  # of each rule, its rows
-        self._running = documents  # of the wave, always its first ones
+        self._running = documents  # documents of the wave that have not ended: its first ones
         self._start_wave(documents)
         model.set_attn_implementation(FOLDED)
         for module in model.modules():
@@ -56,9 +55,8 @@ class Stacked(Weights):
 
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
         super().enter(segment, optimizers)
-        self._digests = (
-            None  # something may have changed them since the last commit, and torch's counts are of all rows
-        )
+        # Something may have changed the weights since the last commit, and torch counts changes of all rows together.
+        self._digests = None
 
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         if documents < self._running:
@@ -67,7 +65,7 @@ class Stacked(Weights):
             self._take([row for row, (_, document) in enumerate(self.owners) if document < documents], optimizers)
 
     def drop(self, rows: Collection[int], optimizers: Sequence[Optimizer]) -> None:
-        """Takes rows out for good: those of rules that have failed."""
+        """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
     def _read(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
@@ -75,16 +73,16 @@ class Stacked(Weights):
         if not self.learned:
             return read(self.model, segment, memory, self.context)
 
-        def one(weights: dict[str, Tensor], inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        def read_row(weights: dict[str, Tensor], inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
             alone = replace(segment, inputs=inputs[None], targets=segment.targets[:1])
-            logits, kept = read(_WithWeights(self.model, weights), alone, memory, self.context)
-            return logits, kept or []  # vmap takes no None
+            logits, next_memory = read(_WithWeights(self.model, weights), alone, memory, self.context)
+            return logits, next_memory or []  # vmap takes no None
 
         weights = dict(zip(self._names, self.learned, strict=True))
-        in_front = (0, 0, None) if memory is None else (0, 0, 0)
+        row_axes = (0, 0, None) if memory is None else (0, 0, 0)
         with mapped():
-            logits, kept = vmap(one, in_dims=in_front)(weights, self._spread(segment.inputs), memory)
-        return logits.squeeze(1), kept or None
+            logits, next_memory = vmap(read_row, in_dims=row_axes)(weights, self._spread(segment.inputs), memory)
+        return logits.squeeze(1), next_memory or None
 
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
         if not self.owners:
@@ -113,13 +111,13 @@ class Stacked(Weights):
 
     def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
         finite = _finite_rows([stack.grad for stack in self.learned if stack.grad is not None])
-        for rows, own, optimizer in self._each(optimizers):
+        for rows, weights, optimizer in self._by_rule(optimizers):
             if rows.start == rows.stop:
                 continue
-            for weight, stack in zip(own, self.learned, strict=True):
+            for weight, stack in zip(weights, self.learned, strict=True):
                 weight.grad = None if stack.grad is None else stack.grad[rows]
             optimizer.step()
-            for weight in own:
+            for weight in weights:
                 weight.grad = None
         for stack in self.learned:
             stack.grad = None
@@ -139,14 +137,15 @@ class Stacked(Weights):
         return self._digests
 
     def _digest(self, documents: int) -> list[str]:
-        """Of each document one digest of its rows by all rules."""
+        """One digest for each document, of its rows by all rules."""
         if not self.learned:
             return [digest_of(b"")] * documents
-        rows_of = [[row for row, (_, owner) in enumerate(self.owners) if owner == each] for each in range(documents)]
-        rows = as_index([row for own in rows_of for row in own])
+        owners = [document for _, document in self.owners]
+        rows_of = [[row for row, owner in enumerate(owners) if owner == document] for document in range(documents)]
+        rows = as_index([row for rows_of_document in rows_of for row in rows_of_document])
         sums = torch.stack([sums_of_bits(weight.detach()[rows].flatten(1)) for weight in self.learned], dim=1)
         by_row = iter(sums.cpu().numpy())
-        return [digest_of(b"".join(next(by_row).tobytes() for _ in own)) for own in rows_of]
+        return [digest_of(b"".join(next(by_row).tobytes() for _ in rows_of_document)) for rows_of_document in rows_of]
 
     def progress_state(self) -> dict[str, Any]:
         return {
@@ -178,34 +177,34 @@ class Stacked(Weights):
         counts = Counter(rule for rule, _ in self.owners)
         stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
         self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]
-        for own, rows in zip(self.of_rules, self._spans, strict=True):
-            for weight, stack in zip(own, self.learned, strict=True):
+        for weights, rows in zip(self.of_rules, self._spans, strict=True):
+            for weight, stack in zip(weights, self.learned, strict=True):
                 weight.data = stack.data[rows]
 
     @torch.no_grad()
     def _take(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
-        """Narrows everything that has rows to some of them."""
-        for rows, own, optimizer in self._each(optimizers):
-            kept = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
-            for weight in own:
+        """Narrows weights, memory and optimizer state to the rows `keep`."""
+        for rows, weights, optimizer in self._by_rule(optimizers):
+            rows_left = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
+            for weight in weights:
                 state = optimizer.state[weight]
-                optimizer.state[weight] = {key: _narrowed(value, weight, kept) for key, value in state.items()}
+                optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
         index = as_index(keep)
         for weight, storage in zip(self.learned, self._storage, strict=True):
             taken = weight.data[index]
-            # A copy goes to where the rows were at first, so that the memory of those taken out is not held twice.
+            # A copy goes to the start of the storage, so that no second storage is taken up.
             weight.data = storage[: len(keep)].copy_(taken) if isinstance(index, Tensor) else taken
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()
         self._digests = None
 
-    def _each(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
+    def _by_rule(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
         """Each rule's rows and weights with its optimizer; nothing in static evaluation, which has none."""
         return list(zip(self._spans, self.of_rules, optimizers, strict=True)) if optimizers else []
 
     def _spread(self, values: Tensor) -> Tensor:
-        """What the documents of a segment have, [D, …], for each of their rows, [R, …]."""
+        """Values of the documents of a segment, [D, …], as values of the rows, [R, …]."""
         if len(self.of_rules) == 1 and len(self.owners) == len(values):
             return values
         return values[[document for _, document in self.owners]]
@@ -223,7 +222,7 @@ class _WithWeights:
 
 
 def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
-    """Keeps a token's vector from learning as `padding_idx` does, which is without effect under vmap."""
+    """Keeps the padding token's vector from learning, as `padding_idx` would, which has no effect under vmap."""
     embedding.padding_idx = None
     embedding.register_forward_hook(
         lambda _, inputs, output: torch.where((inputs[0] == padding).unsqueeze(-1), output.detach(), output)
@@ -231,18 +230,18 @@ def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
 
 
 def _finite_rows(gradients: list[Tensor]) -> list[bool]:
-    """Whether all of each row's gradients are finite: a sum with one that isn't never is."""
+    """Whether all of each row's gradients are finite: a sum is finite only if all terms are."""
     sums = [gradient.flatten(1).sum(dim=1) for gradient in gradients]
     return torch.stack(sums).isfinite().all(dim=0).tolist() if sums else []
 
 
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
-    """The memory of some of the rows."""
+    """The memory of these rows."""
     return [(keys[rows], values[rows]) for keys, values in memory] if memory else memory
 
 
 def as_index(rows: Sequence[int]) -> slice | Tensor:
-    """Row numbers as an index: as a slice where they are neighbours, which needs no copy."""
+    """Row numbers as an index: a slice, which needs no copy, where they are neighbours."""
     if not rows:
         return slice(0, 0)
     neighbours = range(rows[0], rows[0] + len(rows))
@@ -250,9 +249,9 @@ def as_index(rows: Sequence[int]) -> slice | Tensor:
 
 
 def _narrowed(value: Any, weight: Tensor, rows: slice | Tensor) -> Any:
-    """The rows of one entry of an optimizer's state; what all rows share (a step count, statistics) is no row's own."""
+    """These rows of an entry of an optimizer's state; what belongs to no row (a count of updates) stays whole."""
     if not isinstance(value, Tensor):
         return value
     if value.ndim == 0:
-        return value.clone()  # a step count goes on by itself
+        return value.clone()  # a count of updates, which goes on apart from the old state's
     return value[rows] if value.shape == weight.shape else value

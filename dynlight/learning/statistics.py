@@ -1,4 +1,4 @@
-"""Statistics: how large each weight's gradient usually is, read off a corpus, for a rule that needs to know it."""
+"""Statistics: how large each weight's gradient usually is, measured on a corpus, for a rule that needs to know it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +39,10 @@ def check_statistics(settings: GradientStatistics, model: nn.Module) -> None:
 def load_or_collect(
     settings: GradientStatistics, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
 ) -> list[Tensor]:
-    """MS of each learned weight, from the settings' `file` if it exists, else collected (and saved).
+    """MS of each learned weight, from `settings.file` if that exists, else from `settings.data`, and saved.
 
     Raises:
-        SettingError: where there are neither.
+        SettingError: if there is neither.
     """
     check_statistics(settings, model)
     learned = _learned(model)
@@ -62,7 +62,7 @@ def load_or_collect(
 
 
 def _collect(model: PreTrainedModel, documents: Sequence[Document], context: Context, at_most: int) -> list[Tensor]:
-    """MS of each learned weight, read off these documents one by one, whatever the run does."""
+    """MS of each learned weight over these documents, read one at a time even where the run reads several together."""
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     sums = [torch.zeros_like(weight) for weight in learned]
     count = 0

@@ -20,10 +20,10 @@ from dynlight.errors import SettingError
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run goes on."""
+    """The place between two segments at which a run goes on."""
 
     done: frozenset[int] = frozenset()  # documents that were read before the present waves were made
-    skip: int = 0  # segments of these waves that were
+    skip: int = 0  # segments of the present waves that were read
 
 
 class DocumentStream(LightningDataModule):
@@ -33,7 +33,7 @@ class DocumentStream(LightningDataModule):
         path: `python-stdlib`, or what `datasets.load_dataset` takes: a Hub data set, a local folder, or `text`,
             `json`, `csv`, `parquet`, `arrow` with `data_files`. A text file is one document.
         name: the data set's configuration, where it has several.
-        data_files: file, pattern or list of them; or of each split.
+        data_files: a file, a pattern or a list of these; or a dictionary that gives one of these for each split.
         data_dir: folder of the data set's files.
         split: `test`, `train[:10]`, …; left out: the only one, else `test`.
         text_column: column that holds the text.
@@ -74,7 +74,7 @@ class DocumentStream(LightningDataModule):
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], names: Sequence[str] | None = None, **settings: Any) -> Self:
-        """A stream of texts in memory; `settings` are those of the constructor that don't say where texts are.
+        """A stream of texts in memory; `settings` are `max_tokens`, `together` and `documents`.
 
         Raises:
             SettingError: if `texts` is no sequence of texts, or if `names` are not as many or not unique.
@@ -102,19 +102,19 @@ class DocumentStream(LightningDataModule):
         return stream
 
     def first(self, documents: int, tokens: int) -> Self:
-        """The same stream, of its first documents and their first tokens alone, as far as it has so many."""
+        """The same stream, of at most so many documents and so many tokens of each, from the first."""
         stream = copy.copy(self)
         stream.documents = min(self.documents or documents, documents)
         stream.max_tokens = min(self.max_tokens or tokens, tokens)
         return stream
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
-        """Every document that is asked for, tokenized; the texts are held in memory.
+        """The documents that the settings ask for, tokenized; their texts stay in memory.
 
         Raises:
             SettingError: if the data can't be found or read, is empty, or holds something other than text.
         """
-        prefix_token(tokenizer)  # a tokenizer without one is known before a byte is downloaded
+        prefix_token(tokenizer)  # raises before anything is downloaded
         documents = [
             Document.from_text(index, name, text, tokenizer, self.max_tokens)
             for index, (name, text) in enumerate(islice(self.source.texts(self.documents), self.documents))
@@ -139,14 +139,14 @@ class DocumentStream(LightningDataModule):
         """The segments of this process's documents, wave after wave, in the order of scoring and learning."""
         processes, context = self._module.processes, self._module.context
         dealt = [self.dealt_to(rank, processes.ranks, context) for rank in range(processes.ranks)]
-        in_step = processes.way == "in_step"  # then each process takes part in every round of all
+        in_step = processes.way == "in_step"  # then each process takes part in every round
         rounds = max(count_segments(each, context) for each in dealt) if in_step else 0
-        # Not a DataLoader: segments are cut in no time, and depend on nothing that a worker could prepare.
+        # Not a DataLoader: a segment is cut in no time, so a worker would have nothing to prepare.
         fills = self.together != 1
         return SegmentStream(dealt[processes.rank], context, rounds, self.position.skip, fills)
 
     def dealt_to(self, rank: int, ranks: int, context: Context) -> list[Wave]:
-        """The waves that one of several processes reads, of all documents that are still to be read."""
+        """The waves that process `rank` of `ranks` reads, of the documents that are still to be read."""
         assert self.together != "auto", "it is a number by now"
         documents = [document for document in self.loaded if document.index not in self.position.done]
         return waves(deal(documents, ranks)[rank], context, self.together)

@@ -21,13 +21,13 @@ class Sums:
     words: int = 0  # of documents that were read to their end, as words are counted in whole documents
 
     def add(self, other: "Sums", sign: int = 1) -> None:
-        """Adds other sums, or takes them away again with a sign of −1."""
+        """Adds other sums; with a sign of −1 it subtracts them."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + sign * value)
 
 
 def sums_of(score: Score) -> list[Sums]:
-    """The sums of each row of a score that counts."""
+    """The sums of the rows of a score that count."""
     static = score.static_sums or [0.0] * len(score.sums)
     segment = score.segment
     return [Sums(score.sums[row], static[row], segment.tokens[row], segment.bytes[row]) for row in score.rows]
@@ -60,14 +60,15 @@ class Totals:
             self.read.add(self._running.pop(stopped), sign=-1)
 
     def recount(self, finished: Sequence[Finished]) -> None:
-        """Adds the documents that were read to their end before."""
-        for each in finished:
-            if each.failure is None or not each.failure.stopped:
-                nats, static_nats = math.fsum(each.rows.nats), math.fsum(each.rows.static_nats.fillna(0.0))
-                sums = Sums(nats, static_nats, int(each.rows.tokens.sum()), int(each.rows.bytes.sum()))
+        """Adds the documents that were read to their end before the run was resumed."""
+        for earlier in finished:
+            if earlier.failure is None or not earlier.failure.stopped:
+                rows = earlier.rows
+                nats, static_nats = math.fsum(rows.nats), math.fsum(rows.static_nats.fillna(0.0))
+                sums = Sums(nats, static_nats, int(rows.tokens.sum()), int(rows.bytes.sum()))
                 self.read.add(sums)
                 self.whole.add(sums)
-                self.whole.words += each.document.words
+                self.whole.words += earlier.document.words
 
     def progress_state(self) -> dict[str, Any]:
         """All sums: plain data."""

@@ -23,13 +23,13 @@ from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.learning.digests import digest_of, sums_of_bits
 
-# Keys and values, a pair a block, detached, documents in front: [D, heads, positions, head width], or
+# Keys and values, one pair for each block, detached; documents in front: [D, heads, positions, head width], or
 # [R, 1, heads, positions, head width] where each row was read with weights of its own.
 Memory = list[tuple[Tensor, Tensor]] | None
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """The surprise at each token, −ln p(target), from an fp32 log-softmax; 0 where none is scored.
+    """The nats of each token, −ln p(target), from an fp32 log-softmax; 0 where no token is scored.
 
     Shapes: logits [D, S, V], targets [D, S] → nats [D, S] in fp32.
     """
@@ -38,7 +38,7 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def memory_length(memory: Memory) -> int:
-    """Positions held in memory."""
+    """How many positions a memory has."""
     return memory[0][0].shape[-2] if memory else 0
 
 
@@ -51,11 +51,11 @@ def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tupl
     """One forward over a segment with what the context has in view.
 
     Returns the logits of the scored tokens [D, S, V] and the memory for the next segment. Gradients reach the keys and
-    values of this segment; what is carried over is detached.
+    values of this segment; the memory is detached.
     """
     scored = segment.targets.shape[1]
-    # Without memory, too, a cache is passed: transformers would else search the positions for packed documents, which
-    # costs time and a wait for the device.
+    # A cache is passed even without memory: transformers would else look for packed documents in the positions, which
+    # takes time and a wait for the device.
     cache = DynamicCache(memory)
     logits = model(
         input_ids=segment.inputs,
@@ -76,12 +76,12 @@ def _positions(segment: Segment) -> Tensor:
 
 
 class Weights(ABC):
-    """The learned weights of the documents that are being read, with θ0 beside them, and their memory.
+    """The learned weights of the documents that are being read, the initial weights θ0, and the memory.
 
     Shapes: D documents, S columns of a segment, R rows: one for each rule's learning from each document.
     """
 
-    learned: list[Any]  # the tensors that gradients are of
+    learned: list[Any]  # the tensors by which gradients are taken
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
 
@@ -91,36 +91,36 @@ class Weights(ABC):
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
-        self._digests: list[str] | None = None  # of the weights as they are, as far as this class knows
+        self._digests: list[str] | None = None  # of the present weights; None: not taken since they changed
 
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
-        """Prepares for a segment: a new wave begins without memory, and documents that have ended are let go of."""
+        """Prepares for a segment: a new wave begins without memory, and documents that have ended are dropped."""
         if segment.is_first:
             self.memory = self.static_memory = None
         self._narrow(len(segment.documents), optimizers)
 
     def keep(self, memory: Memory) -> None:
-        """Goes on with this memory."""
+        """Sets the memory that the next segment is read with."""
         self.memory = memory
 
     @abstractmethod
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
-        """Takes all but a wave's first documents out of weights, memory and optimizer state."""
+        """Drops all but the first `documents` documents of a wave from weights, memory and optimizer state."""
 
     @abstractmethod
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
-        """Nats [R, S] of a segment, each row under its own weights, and the memory to go on with."""
+        """Nats [R, S] of a segment, each row under its own weights, and the next memory."""
 
     @abstractmethod
     def score_static(self, segment: Segment) -> Tensor:
-        """Nats [D, S] of a segment under θ0, whose memory goes on by itself.
+        """Nats [D, S] of a segment under θ0, which has a memory of its own.
 
-        It is not to be called between a forward and its backward.
+        Not to be called between a forward and its backward, as θ0 may take the place of the learned weights.
         """
 
     @abstractmethod
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
-        """Mean nats [R] of the tokens of a segment that are each row's own."""
+        """Mean nats [R] over the tokens that each row scores in a segment."""
 
     @abstractmethod
     def clip(self, norm: float) -> None:
@@ -128,9 +128,9 @@ class Weights(ABC):
 
     @abstractmethod
     def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
-        """One update by each rule from the gradients of the last backward, which are then forgotten.
+        """Makes one update by each rule from the gradients of the last backward, which are then dropped.
 
-        Returns whether each row's gradient was finite; nothing is learned from one that wasn't, and it spoils no other.
+        Returns whether each row's gradient was finite; one that was not changes no other row.
         """
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Weights(ABC):
 
     @abstractmethod
     def progress_state(self) -> dict[str, Any]:
-        """Learned weights and memory, and whose they are: tensors and plain data."""
+        """Learned weights and memory, and which row is whose: tensors and plain data."""
 
     @abstractmethod
     def load_progress_state(self, state: dict[str, Any]) -> None:
@@ -157,8 +157,8 @@ class Weights(ABC):
 class InPlace(Weights):
     """Learned weights in the model itself, for one document at a time.
 
-    θ0 is kept beside them: reset copies it back, and the static reference reads with it. Adapters need no θ0 for the
-    latter: they are switched off.
+    θ0 is kept beside them: reset copies it back, and the static reference reads with it. Where adapters learn, they are
+    switched off for the reference instead.
     """
 
     def __init__(self, model: PreTrainedModel, context: Context) -> None:
@@ -166,10 +166,10 @@ class InPlace(Weights):
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.of_rules = [self.learned]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
-        self._digested: list[tuple[int, int]] = []  # of the weights that `_digests` is of
+        self._digested: list[tuple[int, int]] = []  # address and version of each weight, when `_digests` was taken
 
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
-        """Nothing to take out: one document is all there is."""
+        """One document at a time: there is none to drop."""
 
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
         logits, memory = read(self.model, segment, self.memory, self.context)
@@ -193,7 +193,7 @@ class InPlace(Weights):
 
     def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
-        is_finite = bool(torch.stack(sums).sum().isfinite()) if sums else True  # a sum with one that isn't never is
+        is_finite = bool(torch.stack(sums).sum().isfinite()) if sums else True  # a sum is finite only if all terms are
         for optimizer in optimizers if is_finite else ():
             optimizer.step()
         for weight in self.learned:
@@ -207,7 +207,7 @@ class InPlace(Weights):
             torch._foreach_copy_(self.learned, self.initial)
 
     def digests(self, documents: int) -> list[str]:
-        # To avoid a second pass over all weights, the digest is made anew only if torch's count of changes of a tensor
+        # To avoid a second pass over all weights, the digest is taken again only if torch's count of changes to a tensor
         # has moved. Writes through `.data` go round that count; they still change the digest after the next update.
         version = [(weight.data_ptr(), weight._version) for weight in self.learned]
         if self._digests is None or version != self._digested:
@@ -244,6 +244,6 @@ class InPlace(Weights):
                 self._exchange()
 
     def _exchange(self) -> None:
-        # Exchanging storages copies nothing and leaves the parameters' identity, which optimizers rely on.
+        # Exchanging storages copies nothing, and parameters stay the same objects, on which optimizers rely.
         for parameter, initial in zip(self.learned, self.initial, strict=True):
             parameter.data, initial.data = initial.data, parameter.data

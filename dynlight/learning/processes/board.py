@@ -1,7 +1,7 @@
 """Board: where the processes of a run leave word for each other, without one waiting for another.
 
-It is torch's key-value store: process 0 keeps it, the others write into it and read from it. What one process alone
-tells itself goes through a store in memory, so that meters need not ask how many there are.
+It is torch's key-value store: process 0 keeps it, the others write into it and read from it. A process that is alone has
+a store in memory, so that meters need not ask how many processes there are.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from torch.distributed import DistError, HashStore, Store  # type: ignore[attr-defined]
 
 _FAILED, _ALIVE, _LEFT = "failed", "alive", "left"
-_AGE = 1.0  # seconds that what others told may be old, and between two looks at whether one failed
+_AGE = 1.0  # seconds until others' numbers are read again, and between two looks at whether a process failed
 _PAUSE = 0.05  # seconds between two looks while there is nothing else to do
 
 
@@ -27,10 +27,10 @@ class ProcessFailedError(RuntimeError):
 
 
 class Board:
-    """What `ranks` processes tell each other; this one is number `rank`.
+    """Where `ranks` processes tell each other how far they are; this one is number `rank`.
 
     Args:
-        store: the same one for all; None: in memory.
+        store: the same for all processes; None: one in memory, for a process alone.
         alive: raises ProcessFailedError if a process that this one has started is gone.
         patience: how long a process may give no sign of life while others wait for it.
     """
@@ -49,10 +49,10 @@ class Board:
         self._alive = alive
         self._patience = patience.total_seconds()
         self._looked = 0.0
-        self._others: dict[str, tuple[float, list[float]]] = {}  # when the numbers of others were read, and their sums
+        self._others: dict[str, tuple[float, list[float]]] = {}  # when others' numbers were read, and their sums
 
     def total(self, name: str, numbers: Sequence[float], at_once: bool = False) -> list[float]:
-        """Sums over all processes of what each has told under `name`: now here, at most a second ago elsewhere.
+        """Sums of the processes' numbers under `name`: this one's are `numbers`, those of others at most a second old.
 
         Process 0 alone sees the others; `at_once` is for the last time, when none may be left out.
         """
@@ -60,19 +60,20 @@ class Board:
         if self.ranks > 1 and (at_once or time.monotonic() - when > _AGE):
             self._store.set(f"{name}/{self.rank}", json.dumps(list(numbers)))
             if self.rank == 0:
-                told = [json.loads(self._store.get(key)) for key in self._keys(name)[1:] if self._store.check([key])]
-                others = [sum(column) for column in zip(*told, strict=True)] or others
+                written = [key for key in self._keys(name)[1:] if self._store.check([key])]
+                columns = zip(*(json.loads(self._store.get(key)) for key in written), strict=True)
+                others = [sum(column) for column in columns] or others
             self._others[name] = (time.monotonic(), others)
         return [own + other for own, other in zip(numbers, others, strict=True)]
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """What every process has to tell at the end, in the order of their numbers; nothing on all but process 0."""
+        """The values of all processes, which it waits for, in the order of ranks; on all but process 0 an empty list."""
         self._store.set(f"{name}/{self.rank}", json.dumps(value))
         self._wait_for(self._keys(name))
         return [json.loads(self._store.get(key)) for key in self._keys(name)] if self.rank == 0 else []
 
     def of_first(self, name: str, value: Any) -> Any:
-        """What process 0 has under this name."""
+        """The value that process 0 gives under this name; the others wait for it."""
         if self.rank == 0:
             self._store.set(name, json.dumps(value))
         self._wait_for([name])
@@ -84,7 +85,7 @@ class Board:
         self._wait_for(self._keys(name))
 
     def look(self) -> None:
-        """Gives a sign of life, and raises ProcessFailedError if another process failed; does so once a second."""
+        """Gives a sign of life, and raises ProcessFailedError if another process failed; at most once a second."""
         if time.monotonic() - self._looked < _AGE:
             return
         self._looked = time.monotonic()
@@ -98,12 +99,12 @@ class Board:
         self._alive()
 
     def fail(self, message: str, status: int) -> None:
-        """Tells all others to stop; the first to fail is the one that is heard."""
+        """Tells all others to stop; only the message of the first that fails counts."""
         with suppress(DistError):  # process 0 may be gone, and then all stop anyway
             self._store.compare_set(_FAILED, "", json.dumps({"message": message, "status": status}))
 
     def leave(self, patience: float = 20.0) -> None:
-        """Goes for good: process 0, whose store it is, when the others have gone, or after `patience` seconds."""
+        """Leaves the board for good; process 0, which keeps it, waits `patience` seconds at most for the others."""
         until = time.monotonic() + patience
         with suppress(DistError):
             self._store.add(_LEFT, 1)

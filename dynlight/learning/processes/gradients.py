@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 class LearnsTogether(Protocol):
     """What learns from an average of gradients."""
 
-    weights: Any  # whose `learned` all processes have alike
+    weights: Any  # their `learned` is the same in all processes
 
     @property
     def updates_of_segment(self) -> int:
-        """Updates that are made from each segment that is learned from."""
+        """How many updates are made from a segment that is learned from."""
 
     @property
     def device(self) -> torch.device:
@@ -38,11 +38,11 @@ class OwnGradients:
 class GradientAverage(OwnGradients, Callback):
     """With `ddp`: one set of weights, which all processes learn by in step, each from documents of its own.
 
-    Formula: of the gradients g_r of the segments that the processes read at the same time, each of a mean over its
-    segment's tokens, the update is made from Σ_r g_r / n, where n counts those processes that have one: an update due at
-    its place in its document, which has not failed. So segments weigh alike, however many processes are at work; a process
-    that has nothing to learn, or has read all its documents, adds 0 and makes the same update. A gradient that is not
-    finite spoils the average, and stops the documents of all that learned in that round.
+    Formula: the update is made from Σ_r g_r / n, where g_r is the gradient of the mean nats of the segment that process r
+    reads in this round, and n counts the processes that have one, as an update is due and the document has not failed. So
+    segments weigh alike, however many processes are at work; a process that has nothing to learn, or has read all its
+    documents, adds 0 and makes the same update. A gradient that is not finite spoils the average, and stops the documents
+    of all processes that learned in this round.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class GradientAverage(OwnGradients, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
         assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
-        # Buffers are tables that nothing changes; DDP would send them where a backward was made, not everywhere.
+        # Nothing changes the buffers; DDP would send them in those processes alone that make a backward.
         strategy.model.broadcast_buffers = False
         hook, wrapper = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
         if hook is not None and strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
@@ -64,7 +64,7 @@ class GradientAverage(OwnGradients, Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
         assert self._learners, "a gradient is there, so one process has something to learn"
-        if self._learners < trainer.world_size:  # by which the gradients have been divided
+        if self._learners < trainer.world_size:  # DDP has divided the gradients by it
             gradients = [weight.grad for weight in pl_module.weights.learned if weight.grad is not None]
             torch._foreach_mul_(gradients, trainer.world_size / self._learners)
 
@@ -82,20 +82,20 @@ class GradientAverage(OwnGradients, Callback):
 
 
 def _count(device: torch.device, learns: bool) -> int:
-    """How many processes have something to learn in this round; all are to ask for it."""
+    """How many processes have something to learn in this round; every process must call this."""
     count = torch.tensor(int(learns), device=device)
     torch.distributed.all_reduce(count)
     return int(count)
 
 
 class PowerSGD(PowerSGDState):
-    """What torch's `powerSGD_hook` keeps: gradients are sent as products of two thin matrices, their error next time.
+    """The state of torch's `powerSGD_hook`, which sends a gradient as two thin matrices, and the error with the next one.
 
     Source: Vogels et al. 2019 (arXiv 1905.13727).
 
     Args:
         rank: columns of these matrices; more send more bytes, with less error.
-        start: updates that are sent whole before, at least 2.
+        start: how many updates are sent whole before, at least 2.
     """
 
     def __init__(self, rank: int = 4, start: int = 2) -> None:

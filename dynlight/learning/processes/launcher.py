@@ -18,15 +18,15 @@ class Launcher:
         self._processes: list[subprocess.Popen] = []
 
     def start(self, environment: Any, processes: int, nodes: int) -> None:
-        """Starts all processes of this node but the first, which is this one; nothing where something else starts them.
+        """Starts all processes of this node but the first, which is this one, unless something else starts them.
 
         Args:
-            environment: Lightning's cluster environment, which knows addresses and numbers.
-            processes: on this node.
-            nodes: in all.
+            environment: Lightning's cluster environment, which knows addresses and ranks.
+            processes: how many run on this node.
+            nodes: how many there are.
         """
         environment.validate_settings(num_devices=processes, num_nodes=nodes)
-        _share_cores(processes)
+        _divide_cores(processes)
         if environment.creates_processes_externally:
             return
         os.environ |= {
@@ -46,7 +46,7 @@ class Launcher:
                 raise ProcessFailedError(f"process {rank} ended with status {process.returncode}")
 
     def end(self, patience: float) -> None:
-        """Waits for the processes that were started here, and kills what doesn't end within so many seconds."""
+        """Waits for the processes that were started here, and kills those that don't end within `patience` seconds."""
         until = time.monotonic() + patience
         for process in self._processes:
             try:
@@ -62,8 +62,8 @@ def _command() -> list[str]:
     return [sys.executable, *program, *sys.argv[1:]]
 
 
-def _share_cores(processes: int) -> None:
-    """Gives each process its share of the cores, unless OMP_NUM_THREADS says otherwise."""
+def _divide_cores(processes: int) -> None:
+    """Gives each of a node's processes equally many cores, unless OMP_NUM_THREADS says how many."""
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
         os.environ["OMP_NUM_THREADS"] = str(threads)

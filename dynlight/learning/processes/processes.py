@@ -21,13 +21,13 @@ class Processes:
 
     way: Way
     rank: int  # which share of the documents this process reads
-    ranks: int  # shares there are
+    ranks: int  # how many shares there are
     is_first: bool  # whether it prints, and makes the run's files
-    board: Board  # one for the run
+    board: Board  # one for all processes of the run
 
     @property
     def keeps_records(self) -> bool:
-        """Whether this process writes down what it read; where all read the same, the first does."""
+        """Whether this process records what it reads; where all read the same documents, only the first does."""
         return self.is_first or self.way != "sharded"
 
     @property
@@ -37,7 +37,10 @@ class Processes:
 
 
 def may_checkpoint(way: Way) -> bool:
-    """Whether each process can go on from a checkpoint of its own: of what all learn they would have to be of one moment."""
+    """Whether each process can go on from a checkpoint of its own.
+
+    Checkpoints of weights that all processes learn would have to be of one moment.
+    """
     return way in ("alone", "documents")
 
 
@@ -56,13 +59,13 @@ def share_of(trainer: Trainer) -> tuple[int, int]:
 
 
 def processes_of(trainer: Trainer) -> Processes:
-    """How the processes of a Trainer's run share its work; all are to ask for it, and each once a run."""
+    """How the processes of a Trainer's run share its work; every process must call this, once a run."""
     way, (rank, ranks) = way_of(trainer.strategy), share_of(trainer)
     return Processes(way, rank, ranks, trainer.is_global_zero, _board(trainer, way, rank, ranks))
 
 
 def _board(trainer: Trainer, way: Way, rank: int, ranks: int) -> Board:
-    """The board on which processes tell each other what they did; those that read the same have nothing to tell."""
+    """The board on which processes tell each other what they did; those that read the same need none."""
     strategy: Any = trainer.strategy
     if way == "documents":
         board: Board = strategy.board
@@ -70,7 +73,7 @@ def _board(trainer: Trainer, way: Way, rank: int, ranks: int) -> Board:
     if way != "in_step":
         return Board()
     address = strategy.cluster_environment.main_address
-    own = TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None  # at a free port
-    port = strategy.broadcast(own.port if own is not None else 0)
-    store = own or TCPStore(address, port, is_master=False, wait_for_workers=False)
+    served = TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None  # at a free port
+    port = strategy.broadcast(served.port if served is not None else 0)
+    store = served or TCPStore(address, port, is_master=False, wait_for_workers=False)
     return Board(PrefixStore("dynlight", store), rank, ranks)

@@ -23,18 +23,18 @@ _PATIENCE = 10.0  # seconds that a process has to end by itself where another fa
 
 
 class DocumentParallel(DDPStrategy):
-    """Each process adapts its own documents: no gradient is averaged, and none waits for another before the end.
+    """Each process adapts its own documents: no gradient is averaged, and no process waits for another before the end.
 
     Nothing is exchanged but words on a board (how far each is, that one failed, that all are done), so there is no
-    process group, no backend, and no time limit between the first to be done and the last. One that fails ends all.
+    process group, no backend, and no time limit between the first to be done and the last. A process that fails ends all.
 
     Args:
         timeout: how long a process may give no sign of life.
-        settings: as of Lightning's DDPStrategy.
+        settings: those of Lightning's DDPStrategy.
     """
 
     strategy_name = "document_parallel"
-    launcher = None  # of Lightning, which kills this process too as soon as another ends badly, before it can say why
+    launcher = None  # Lightning's would kill this process as soon as another ends badly, before it can say why
 
     def __init__(self, timeout: timedelta = timedelta(minutes=30), **settings: Any) -> None:
         super().__init__(**settings)
@@ -61,12 +61,12 @@ class DocumentParallel(DDPStrategy):
             timeout=self._most_silent,
             wait_for_workers=False,
         )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps one store through all of them
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps one store through all attempts
         store = PrefixStore(f"dynlight/{attempt}", store)
         self.board = Board(store, self.global_rank, self.world_size, self._processes.check, self._most_silent)
 
     def configure_ddp(self) -> None:
-        """Leaves the module as it is: its gradients are its own."""
+        """Leaves the module as it is: no gradients are averaged."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self.board.look()
