@@ -174,7 +174,7 @@ def test_the_command_line_says_what_went_wrong(byte_tokenizer, tmp_path, capsys,
 # Sums
 
 
-@pytest.mark.parametrize("size", [7, 512, 4096, 1_000_000, 10_000_000])
+@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.slow), 512, 4096, 1_000_000, 10_000_000])
 def test_nats_add_up_to_the_same_however_ten_million_tokens_are_cut(tmp_path, size):
     tokens = 10_000_000
     nats = torch.from_numpy(np.random.default_rng(0).exponential(3.0, tokens).astype(np.float32))
