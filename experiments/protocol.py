@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from dynlight.choices.update import usual_rates
+from dynlight.durable import draft_of
 from dynlight.documents.document import Document
 from dynlight.recording.records import Records
 from dynlight.recording.report.rates import nats_by_document
@@ -216,9 +217,8 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
     if not path.exists():
         found = read(arguments)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")  # another process may be reading the same
-        found.to_csv(draft, index=False)
-        os.replace(draft, path)
+        with draft_of(path, sync=False, is_shared=True) as draft:  # another process may be reading the same
+            found.to_csv(draft, index=False)
     return pd.read_csv(path)
 
 
