@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 
 from dynlight.choices.update import usual_rates
-from dynlight.durable import draft_of
 from dynlight.documents.document import Document
+from dynlight.durable import draft_of
 from dynlight.recording.records import Records
 from dynlight.recording.report.rates import nats_by_document
 from dynlight.running.configuration import parse
