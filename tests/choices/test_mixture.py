@@ -65,6 +65,7 @@ def joined(segments):
     ],
     ids=["plain", "LoRA", "clip", "schedule", "AdamW", "momentum"],
 )
+@pytest.mark.slow
 def test_each_rate_scores_what_a_run_with_that_rate_scores(context, choices):
     of_each_number = [mixed(context=context, together=together, **choices)[2] for together in (1, 3, 16)]
     choices = {"update": SGD, "rates": RATES, "parameters": All()} | choices

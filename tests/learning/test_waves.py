@@ -214,6 +214,7 @@ RAGGED = [random_tokens(length, seed) for seed, length in enumerate((33, 34, 35,
     ],
     ids=["plain", "adapters", "passes", "rates"],
 )
+@pytest.mark.slow
 def test_rows_that_are_filled_score_what_they_score_alone(context, choices):
     if "rates" in choices:
         choices = choices | {"update": torch.optim.SGD}
