@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from dynlight.auditing import checks
-from dynlight.auditing.checks import Check, Policy, Scorer, Subject, Tokens
+from dynlight.auditing.subject import Check, Policy, Scorer, Subject, Tokens, as_dictionary
 from dynlight.errors import SettingError
 
 
@@ -45,7 +45,7 @@ class Audit:
         return {
             "honest": self.honest,
             "streamable": self.streamable,
-            "checks": [checks.as_dictionary(check) for check in self.checks],
+            "checks": [as_dictionary(check) for check in self.checks],
             "calls": self.calls,
             "seconds": round(self.seconds, 3),
         }

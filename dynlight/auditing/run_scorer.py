@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dynlight.auditing.checks import PROBES, Scorer, Tokens
+from dynlight.auditing.checks import PROBES
+from dynlight.auditing.subject import Scorer, Tokens
 from dynlight.choices.context import position_limit
 from dynlight.choices.schedule import due
 from dynlight.choices.update import at_rate

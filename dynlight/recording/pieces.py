@@ -57,16 +57,6 @@ class Pieces:
                 sync_to_disk(path)
         self._unsynced.clear()
 
-    def of(self, document: int) -> Iterator[Piece]:
-        """The pieces of a document in order.
-
-        Raises:
-            DamagedError: at one that isn't as it was written.
-        """
-        for piece in self._unsealed(document):
-            tables = {name: _table_of(data) for name, data in piece["tables"].items()}
-            yield Piece(**piece | {"tables": tables})
-
     def _unsealed(self, document: int) -> Iterator[dict[str, Any]]:
         for path in sorted(self.folder.glob(f"{document:08d}-*.part")):
             try:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
@@ -97,22 +96,21 @@ class Run:
         documents: Sequence[Document],
         meters: Sequence[Callback] = (),
         together: int | Literal["auto"] | None = None,
-        trainer: Trainer | None = None,
+        settings: Namespace | None = None,
     ) -> DynamicEvaluation:
         """Reads documents with a module, in this process alone and without output, and returns the module afterwards.
 
         Args:
             module: as `module()` returns it.
             documents: that are read.
-            meters: callbacks that look on; unused where a trainer is given.
+            meters: callbacks that look on.
             together: how many documents adapt at once (default: as configured, or 1 where that is `auto`).
-            trainer: that reads (default: one of the configuration's settings, on one device).
+            settings: of the Trainer (default: those of the configuration, on one device).
         """
         together = self.choices.data.together if together is None else together
         stream = DocumentStream.of(documents, 1 if together == "auto" else together)
-        if trainer is None:
-            trainer = silent_trainer(on_one_device(copy.deepcopy(self.choices.trainer)), meters, Path.cwd())
-        trainer.fit(module, stream)
+        settings = on_one_device(copy.deepcopy(self.choices.trainer)) if settings is None else settings
+        silent_trainer(settings, meters).fit(module, stream)
         return module
 
 

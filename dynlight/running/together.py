@@ -20,7 +20,7 @@ from dynlight.learning.module import DynamicEvaluation
 from dynlight.recording.memory import begin_peak, free_memory, held_memory, peak_memory
 from dynlight.recording.report.text import si
 from dynlight.running.run import Run
-from dynlight.running.trainer import on_one_device, silent_trainer
+from dynlight.running.trainer import on_one_device
 
 _MARGIN = 0.1  # fraction of the free memory that stays free, for other shapes, fragments and programs
 
@@ -112,7 +112,7 @@ class Trial:
         documents = [replace(self._document, index=i, name=f"document {i}") for i in range(together)]
         module = self._run.module(schedule=_at_each_segment(self._run.choices.schedule))
         try:
-            self._run.read(module, documents, together=together, trainer=silent_trainer(self._settings, []))
+            self._run.read(module, documents, together=together, settings=self._settings)
             return peak_memory(self._device) - self._held_before
         finally:
             del module
