@@ -46,13 +46,13 @@ class Flops:
         """Forward and backward of the adapted model."""
         return self.forward + self.activation + self.weight
 
-    def times(self, passes: int) -> "Flops":
-        """The cost of `passes` updates from a segment; the forward of the first also gives the score."""
+    def times(self, updates: int) -> "Flops":
+        """The cost of so many updates from a segment; the forward of the first also gives the score."""
         return replace(
             self,
-            forward=self.forward * max(1, passes),
-            activation=self.activation * passes,
-            weight=self.weight * passes,
+            forward=self.forward * max(1, updates),
+            activation=self.activation * updates,
+            weight=self.weight * updates,
         )
 
 

@@ -32,9 +32,9 @@ class Alone:
     def begin(self, documents: int) -> None:
         """Gives each expert its first weight, for the `documents` documents that begin."""
 
-    def predict(self, segment: Segment, spoken: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
-        """The prediction, from the nats of all rows, `spoken` [R, S], and of the static model, `static` [D, S]."""
-        return Prediction(spoken, None)
+    def predict(self, segment: Segment, by_row: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
+        """The prediction, from the nats of all rows, `by_row` [R, S], and of the static model, `static` [D, S]."""
+        return Prediction(by_row, None)
 
     def settle(
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
@@ -68,11 +68,11 @@ class Mixed(Alone):
     def begin(self, documents: int) -> None:
         self._log_weights = self._mixture.prior(self._rules + self._has_static, documents)
 
-    def predict(self, segment: Segment, spoken: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
+    def predict(self, segment: Segment, by_row: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
         documents, columns = segment.targets.shape
-        by_expert = spoken.new_full((self._rules, documents, columns), float("nan"))
+        by_expert = by_row.new_full((self._rules, documents, columns), float("nan"))
         rules, owners = np.array(_rows(weights).owners, dtype=np.int64).reshape(-1, 2).T
-        by_expert[rules, owners] = _without_spoiled(segment, spoken, weights)
+        by_expert[rules, owners] = _without_spoiled(segment, by_row, weights)
         if static is not None:
             by_expert = torch.cat([static[None], by_expert])
         nats = by_expert.cpu().numpy()

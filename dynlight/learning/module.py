@@ -143,12 +143,12 @@ class DynamicEvaluation(LightningModule):
         with clock("static"):
             static = self.weights.score_static(segment) if self.has_reference else None  # [D, S] under θ0
         with clock("scoring"):
-            spoken, memory = self._score(segment, static)  # [R, S]: the one forward, with a graph if an update is due
-            committed = self._commit(segment, spoken.detach(), static)
+            by_row, memory = self._score(segment, static)  # [R, S]: the one forward, with a graph if an update is due
+            committed = self._commit(segment, by_row.detach(), static)
         if committed is None:
             return None  # every document has just failed
         with clock("learning"):
-            finite = self._learn(segment, spoken, committed)
+            finite = self._learn(segment, by_row, committed)
         self.weights.keep(memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
@@ -162,9 +162,9 @@ class DynamicEvaluation(LightningModule):
         with torch.set_grad_enabled(self.update_due):
             return self.weights.score(segment)
 
-    def _commit(self, segment: Segment, spoken: Tensor, static: Tensor | None) -> Score | None:
+    def _commit(self, segment: Segment, by_row: Tensor, static: Tensor | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
-        prediction = self.predictor.predict(segment, spoken, static, self.weights)
+        prediction = self.predictor.predict(segment, by_row, static, self.weights)
         nats = self.failures.mend(segment, prediction.nats, static, self.weights)
         if self.reference is not None and not self.rules:
             static = nats  # nothing is ever learned: the run is its own reference
@@ -173,16 +173,16 @@ class DynamicEvaluation(LightningModule):
         rows = self.failures.rows(segment)
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
-    def _learn(self, segment: Segment, spoken: Tensor, committed: Score) -> list[bool] | None:
+    def _learn(self, segment: Segment, by_row: Tensor, committed: Score) -> list[bool] | None:
         """Makes the updates that are due, the first from the forward that gave the score.
 
         Returns of each row whether its gradients were finite; None: no update was made.
         """
-        if not self.update_due or len(spoken) == 0 or len(committed.by_static) == len(committed.rows):
+        if not self.update_due or len(by_row) == 0 or len(committed.by_static) == len(committed.rows):
             return None
-        finite = [True] * len(spoken)
+        finite = [True] * len(by_row)
         for number in range(self.updates_due):
-            nats = spoken if number == 0 else self.weights.score(segment)[0]
+            nats = by_row if number == 0 else self.weights.score(segment)[0]
             # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
             was_finite = self.learn_from(self.weights.mean_nats(nats, segment).sum())
             finite = [all(both) for both in zip(finite, was_finite, strict=True)]

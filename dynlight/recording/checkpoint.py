@@ -22,6 +22,7 @@ from dynlight.durable import sync_to_disk
 from dynlight.errors import require
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.board import ProcessFailedError
+from dynlight.learning.processes.processes import may_checkpoint
 from dynlight.learning.stream import stream_of
 from dynlight.recording.meter import Meter
 from dynlight.recording.origin import UNFINISHED, Origin
@@ -86,7 +87,7 @@ class Checkpoint(Meter, LightningCheckpoint):  # the Trainer calls a LightningCh
         self._rank = module.processes.rank
         self._segments = stream.position.skip
         self._finished = set(self._start.finished) if self._start is not None else set()
-        self._is_kept = self._seconds is not None and module.processes.may_checkpoint
+        self._is_kept = self._seconds is not None and may_checkpoint(module.processes.way)
         self._saved = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         hashes = self._receipt.contents["hashes"]

@@ -30,11 +30,6 @@ class Processes:
         """Whether this process records what it reads; where all read the same documents, only the first does."""
         return self.is_first or self.way != "sharded"
 
-    @property
-    def may_checkpoint(self) -> bool:
-        """Whether each process can go on from a checkpoint of its own."""
-        return may_checkpoint(self.way)
-
 
 def may_checkpoint(way: Way) -> bool:
     """Whether each process can go on from a checkpoint of its own.
