@@ -61,6 +61,7 @@ def test_a_grid_is_a_sweep_of_wandb_whose_points_are_runs(name):
                 parse(grid.run_of(name, point, grid.Scale.read(scale)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", all_but_exhaustive("size", "oracle"))  # by the protocol's `measure`, and by one's own
 def test_an_experiment_runs_in_small(name, capsys):
     status, output = command.main(["run", name, "--small"]), capsys.readouterr()
@@ -105,6 +106,7 @@ def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):
 
 
 # By the protocol, a row a document and a row a position; and by an experiment's own `again`.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", all_but_exhaustive("extreme_overlap", "gain", "oracle"))
 def test_a_row_of_the_results_comes_out_again(name):
     if not (grid.folder_of(name) / "results.csv").exists():

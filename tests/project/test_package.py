@@ -141,6 +141,7 @@ def _imported() -> set[str]:
 LIBRARIES = f"import {', '.join(sorted(_imported() - {'dynlight'}))}, lightning.pytorch"
 
 
+@pytest.mark.slow
 def test_importing_leaves_no_trace(tmp_path):
     script = f"""
         import importlib, logging, os, sys, warnings
@@ -170,6 +171,7 @@ def test_importing_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_every_module_may_be_imported_first(tmp_path):
     """Each in a process of its own, that has the libraries already and nothing of dynlight."""
     script = f"""
