@@ -103,7 +103,7 @@ class FinishStatic(Stop):
         return nats
 
     def _mark(self, document: int, segment: int) -> None:
-        if not self._is_static(document):
+        if document not in self.of_documents:  # one that has stopped stays so
             self.of_documents[document] = Failure(segment + 1, "gradients were not finite", stopped=False)
 
     def _is_static(self, document: int) -> bool:

@@ -46,13 +46,15 @@ class Totals:
 
     def add(self, score: Score) -> None:
         """Adds a segment."""
+        segment = Sums()
         for row, sums in zip(score.rows, sums_of(score), strict=True):
             document = score.segment.documents[row]
-            self.read.add(sums)
+            segment.add(sums)
             self._running.setdefault(document.index, Sums()).add(sums)
             if document in score.segment.finished:
                 self.whole.add(self._running.pop(document.index))
                 self.whole.words += document.words
+        self.read.add(segment)
 
     def leave_out(self, failures: Stop) -> None:
         """Takes out the documents that have stopped."""

@@ -190,7 +190,7 @@ def _module_state(state: dict[str, Any]) -> dict[str, Any]:
     read = sums["read"] if has_loggers else module["adapted"] | {"static_nats": module["static"]["nats"]}
     failures = {
         document: {"segment": segment, "reason": module["reasons"][document], "stopped": name == "failed"}
-        for name in ("failed", "unlearned")
+        for name in ("unlearned", "failed")  # one that is in both has stopped
         for document, segment in module[name].items()
     }
     return {

@@ -133,6 +133,22 @@ def test_a_chance_of_nothing_is_no_failure_that_could_be_mended():
     assert finished_static(found.module) == {}
 
 
+@pytest.mark.parametrize("context", [TransformerXL(16, 24), Overlapping(16, 32)], ids=str)
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_document_that_the_initial_weights_cannot_read_either_has_stopped_for_good(together, context):
+    model = tiny("qwen3")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[60] = float("nan")
+    unreadable = [*DOCUMENTS[0][:3], 60, *DOCUMENTS[0][4:]]
+    documents = [unreadable, *([token % 60 for token in tokens] for tokens in DOCUMENTS[1:])]
+    choices = {"together": together, "update": SGD, "reference": "static", "on_failure": "static"}
+    result = run(model, documents, context, **choices)
+    assert stopped(result.module) == {0: 0}
+    assert finished_static(result.module) == {}
+    assert [len(nats) for nats in result.nats] == [0, 4, 4]
+    assert result.module.totals.read.tokens == 2 * 64
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_documents_after_it_alone():
     found, _ = scored(Poison("gradients"), reset=ResetWeights("never"))
     assert stopped(found.module) == {0: 1}
