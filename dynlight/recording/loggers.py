@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -146,6 +147,7 @@ class Points:
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
+            weakref.finalize(self, self._lines.close)  # of a run that fails, whose last checkpoint still asks for it
 
     def add(self, point: dict[str, dict[str, float]]) -> None:
         """Logs the next point: its `axes`, `series`, `costs` and `weights`, each name → value."""

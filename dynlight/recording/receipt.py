@@ -6,6 +6,7 @@ model and data can play rows again: `python -m dynlight.audit --receipt runs/x`.
 
 import json
 import os
+import weakref
 from collections.abc import Container
 from pathlib import Path
 from typing import IO, Any
@@ -68,6 +69,7 @@ class Receipt(Meter):
             ledger.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a killed process loses no row, and a write costs less than a digest.
             self._lines = ledger.open("ab" if self._resumes else "wb", buffering=0)
+            weakref.finalize(self, self._lines.close)  # of a run that fails, whose last checkpoint still asks for it
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         if (score := module.score) is None:
