@@ -31,6 +31,18 @@ class FailIn(Callback):
             raise RuntimeError("a bug in one process")
 
 
+class StopAt(Callback):
+    """Sends this process a signal after a number of segments."""
+
+    def __init__(self, segments: int, signum: int = signal.SIGTERM) -> None:
+        self.left, self.signum = segments, signum
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.signum)
+
+
 class StopOnce(Callback):
     """Tells process 0 to stop after as many segments as the file `stop` says, and removes the file."""
 

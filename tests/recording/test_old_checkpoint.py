@@ -1,15 +1,13 @@
 """A run that version 0.1.0 left unfinished goes on: its checkpoints kept the module's running sums thrice."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from folders import configuration
-from lightning.pytorch import Callback
+from meddling import StopAt
 
 from dynlight import fit
 from dynlight.recording.sealed import seal, unseal
@@ -30,18 +28,6 @@ CHOICES = {
 }
 
 
-class StopAfter(Callback):
-    """Tells this process to stop after so many segments."""
-
-    def __init__(self, segments):
-        self.left = segments
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.fixture
 def run(library, tmp_path, monkeypatch, capsys):
     """Begins a run, or goes on with it, and stops it after so many segments; its status, and what was said."""
@@ -49,7 +35,7 @@ def run(library, tmp_path, monkeypatch, capsys):
     make_trainer = fitting.make_trainer
 
     def run(*arguments, stop=None):
-        callbacks = [] if stop is None else [StopAfter(stop)]
+        callbacks = [] if stop is None else [StopAt(stop)]
         monkeypatch.setattr(
             fitting, "make_trainer", lambda settings, meters, out: make_trainer(settings, [*callbacks, *meters], out)
         )

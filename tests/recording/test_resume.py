@@ -14,6 +14,7 @@ import torch
 import yaml
 from folders import configuration, save_model
 from lightning.pytorch import Callback
+from meddling import StopAt
 
 from dynlight import fit
 from dynlight.recording import ledger, pieces, sealed
@@ -40,18 +41,6 @@ def library(tmp_path_factory, byte_tokenizer):
     for architecture in ("llama", "gpt2"):
         save_model(root / architecture, byte_tokenizer, architecture, num_hidden_layers=1)
     return root
-
-
-class StopAt(Callback):
-    """Sends this process a signal after a number of segments."""
-
-    def __init__(self, segments: int, signum: int = signal.SIGTERM) -> None:
-        self.left, self.signum = segments, signum
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.signum)
 
 
 @pytest.fixture
