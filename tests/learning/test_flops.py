@@ -26,9 +26,9 @@ FIRST_MAPS = {  # of a block, those that read its input
 }
 
 
-def counter(architecture, parameters=None, context=None, update=None, reference="static"):
+def counter(model, parameters=None, context=None, update=None, reference="static"):
     module = DynamicEvaluation(
-        tiny(architecture),
+        tiny(model) if isinstance(model, str) else model,
         None,
         context=context or Overlapping(16, 64),
         parameters=parameters or All(),
@@ -142,6 +142,30 @@ def test_passes_repeat_forward_and_backward():
     assert (three.forward, three.activation, three.weight) == (3 * one.forward, 3 * one.activation, 3 * one.weight)
     assert three.update == 3 * one.update
     assert three.static == one.static
+
+
+def test_a_model_with_a_padding_token_costs_the_same():
+    model = tiny("gpt2")
+    model.config.pad_token_id = 0
+    assert measure(counter(model)[0]) == measure(counter("gpt2")[0])
+    assert model.config.pad_token_id == 0, "the model itself is as it was"
+
+
+def test_tables_of_rotary_positions_are_left_out():
+    class Products(nn.Module):
+        """Tables that cost matrix products, as those of transformers before 5.19 do."""
+
+        def __init__(self, tables):
+            super().__init__()
+            self.tables = tables
+
+        def forward(self, hidden, *arguments, **settings):
+            _ = hidden @ hidden.mT
+            return self.tables(hidden, *arguments, **settings)
+
+    model = tiny("llama")
+    model.model.rotary_emb = Products(model.model.rotary_emb)
+    assert measure(counter(model)[0]) == measure(counter("llama")[0])
 
 
 def test_no_reference_costs_nothing():
