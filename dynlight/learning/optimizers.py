@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer
 from dynlight.learning.weights import Weights
@@ -34,8 +34,10 @@ def make_optimizers(
         for group in optimizer.param_groups:
             # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
             if "fused" in group and group["fused"] is None and not group.get("foreach"):
-                group["fused"] = all(weight.device.type in ("cpu", "cuda") for weight in group["params"])
-            elif group.get("foreach", True) is None:
+                # Not Adagrad on CUDA: its step counts, made before, lie on the CPU, and torch 2.11 has no such kernel.
+                devices = ("cpu",) if isinstance(optimizer, Adagrad) else ("cpu", "cuda")
+                group["fused"] = all(weight.device.type in devices for weight in group["params"])
+            if not group.get("fused") and group.get("foreach", True) is None:
                 group["foreach"] = True
         optimizers.append(optimizer)
     return optimizers

@@ -1,15 +1,18 @@
 """Krause's rule against its published formula, its statistics, and what is asked of torch's optimizers."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models import tiny
 from running import document, random_tokens, run
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynlight import DocumentStream, GradientStatistics, Matching, Overlapping, RMSDynamic, TransformerXL
 from dynlight.choices.update import elementwise_rules, is_elementwise
+from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.weights import token_nats
 
 
@@ -157,6 +160,17 @@ def test_every_optimizer_of_torch_learns_and_resets(name):
     static = run(tiny(), [tokens], TransformerXL(16, 32))
     assert torch.equal(torch.cat(twice.nats[0]), torch.cat(twice.nats[1]))
     assert not torch.equal(torch.cat(twice.nats[0])[16:], torch.cat(static.nats[0])[16:])
+
+
+@pytest.mark.parametrize(
+    ("rule", "device", "fused"), [("Adagrad", "cpu", True), ("Adagrad", "cuda", False), ("Adam", "cuda", True)]
+)
+def test_rules_run_as_one_kernel_where_torch_has_one(rule, device, fused):
+    with FakeTensorMode():  # devices that needn't be there
+        weights = SimpleNamespace(of_rules=[[torch.nn.Parameter(torch.empty(2, device=device))]])
+        (optimizer,) = make_optimizers([partial(getattr(torch.optim, rule), lr=0.1)], weights, None)
+    assert optimizer.param_groups[0]["fused"] is fused
+    assert fused or optimizer.param_groups[0]["foreach"]
 
 
 OF_TORCH = [
