@@ -1,8 +1,10 @@
 # One file to start from: `make` lists what there is.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --constraint $(CONSTRAINTS)
+CONSTRAINTS := constraints.txt
 # The models here are so small that a second thread brings little, and costs a lot where cores are busy: threads wait
 # for each other at each of thousands of small operations.
 export OMP_NUM_THREADS ?= 1
@@ -13,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit test test-all torture check format golden benchmark ladder clean
+.PHONY: help quickstart audit test test-all test-oldest torture check format golden benchmark ladder clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +32,9 @@ test: $(VENV)/test.stamp ## run the test suite: every way through the code
 
 test-all: $(VENV)/test.stamp ## run it with every combination: half an hour
 	$(PYTEST)
+
+test-oldest: $(OLDEST)/test.stamp ## run the fast tests with the oldest versions of all dependencies
+	$(PYTEST) --quiet -m "not slow and not exhaustive"
 
 torture: $(VENV)/test.stamp ## kill runs at random moments, go on with them, and compare what they leave byte for byte
 	$(BIN)/python tests/torture.py
@@ -61,7 +66,7 @@ ladder: $(VENV)/core.stamp ## pretrain those models of experiments/ladder that w
 	    --config configs/ladder/NAME.yaml $$(test -f $$last && echo --resume $$last)'
 
 clean: ## remove the virtual environment, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Set-up. It is done again when a stamp is older than what it was made from; each holds the ones before it.
@@ -76,6 +81,15 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[dev]"
 	touch $(VENV)/core.stamp $(VENV)/test.stamp $@
+
+# What constraints-oldest.txt names takes the place of what constraints.txt has.
+test-oldest $(OLDEST)/test.stamp: BIN := $(OLDEST)/bin
+test-oldest $(OLDEST)/test.stamp: CONSTRAINTS := $(OLDEST)/constraints.txt
+$(OLDEST)/test.stamp: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	awk -F == 'NR == FNR { print; oldest[$$1]; next } !($$1 in oldest)' constraints-oldest.txt constraints.txt > $(CONSTRAINTS)
+	$(INSTALL) --editable ".[test]"
+	touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

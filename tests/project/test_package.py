@@ -194,6 +194,26 @@ def test_every_module_may_be_imported_first(tmp_path):
     run(sys.executable, "-c", textwrap.dedent(script), folder=tmp_path)
 
 
+@pytest.mark.slow
+def test_texts_in_memory_are_read_without_wandb_and_datasets(tmp_path):
+    script = """
+        import sys
+        sys.modules |= {"wandb": None, "datasets": None}  # as if they were not installed
+        from functools import partial
+        import torch
+        from lightning.pytorch import Trainer
+        from dynlight import All, DocumentStream, DynamicEvaluation, Pretrained, Records, TransformerXL
+        tiny, context = Pretrained("tiny-books"), TransformerXL(segment=16, memory=32)
+        update = partial(torch.optim.SGD, lr=0.02)
+        module = DynamicEvaluation(tiny.load(), tiny.load_tokenizer(), context=context, parameters=All(), update=update)
+        records = Records()
+        trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[records])
+        trainer.fit(module, DocumentStream.from_texts(["It was a fine day. " * 9, "It rained. " * 9]))
+        print(len(records.documents))
+    """
+    assert run(sys.executable, "-c", textwrap.dedent(script), folder=tmp_path).splitlines()[-1] == "2"
+
+
 def test_the_help_is_there_at_once(tmp_path):
     """In less than a CPU second, the interpreter's start included; the quicker of two, as the first may read from disk."""
     seconds = []
@@ -221,8 +241,8 @@ def test_dependencies_are_what_is_imported():
     assert declared == needed
 
 
-def _pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+def _pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text("utf-8").splitlines()
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert [name for name, _ in pins] == sorted({name for name, _ in pins}, key=str.lower)
     return {canonicalize_name(name): version for name, version in pins}
@@ -235,12 +255,34 @@ def _requirements() -> list[Requirement]:
 
 @pytest.mark.parametrize("requirement", _requirements(), ids=str)
 def test_what_was_tested_is_within_the_bounds(requirement):
-    assert requirement.specifier.contains(_pins()[canonicalize_name(requirement.name)])
+    assert requirement.specifier.contains(_pins("constraints.txt")[canonicalize_name(requirement.name)])
     assert ">=" in str(requirement.specifier), "a lower bound"
 
 
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():
+    requirements = [Requirement(each) for each in PYPROJECT["project"]["dependencies"]]
+    bounds = {
+        canonicalize_name(requirement.name): bound.version
+        for requirement in requirements
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    }
+    pins = _pins("constraints-oldest.txt")
+    assert {name: pins[name] for name in bounds} == bounds
+
+
+def test_the_oldest_versions_have_the_names_of_the_newest():
+    """By these `make test-oldest` puts one in the place of the other."""
+    newest, oldest = (
+        {line.partition("==")[0] for line in (ROOT / file).read_text("utf-8").splitlines()}
+        for file in ("constraints.txt", "constraints-oldest.txt")
+    )
+    by_name = {canonicalize_name(name): name for name in newest}
+    assert {name for name in oldest if name not in newest and canonicalize_name(name) in by_name} == set()
+
+
 def test_all_that_gets_installed_is_pinned():
-    pins = _pins()
+    pins = _pins("constraints.txt") | _pins("constraints-oldest.txt")
     open_, seen, missing = [(each, "dynlight") for each in _requirements()], set(), []
     while open_:
         requirement, parent = open_.pop()
