@@ -5,13 +5,16 @@ import copy
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedModel,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY = 61
@@ -39,14 +42,27 @@ CONFIGS = {
         num_attention_heads=4,
         max_position_embeddings=256,
     ),
+    "gemma3": Gemma3TextConfig(
+        **(_LLAMA | {"pad_token_id": 1}),
+        head_dim=8,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
 }
-WITH_MEMORY = ["llama", "gpt_neox", "qwen3", "mistral"]
+# Mixtures of experts, whose FLOPs are not counted.
+EXPERTS = {
+    "mixtral": MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(**_LLAMA, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
+}
+WITH_MEMORY = ["llama", "gpt_neox", "qwen3", "mistral", "gemma3"]
 
 
 def tiny(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A small model, large enough in its weights that predictions differ from token to token."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture]), attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy((CONFIGS | EXPERTS)[architecture]), attn_implementation="sdpa"
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -85,6 +85,8 @@ class LoRA(Parameters):
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
             # PEFT warns that an adapter on a tied output layer cannot be merged, which nothing here does.
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
+            # PEFT looks for the rank and alpha of experts, which it has set itself, among modules; experts are weights.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
             torch.manual_seed(self.seed)
             try:
                 inject_adapter_in_model(config, model)
@@ -113,8 +115,8 @@ class AdaptedLinear(nn.Module):
     def __init__(self, adapted: Any) -> None:
         super().__init__()
         self.base_layer = adapted.base_layer
-        self.lora_A = nn.ModuleDict({name: _NarrowLinear(narrow) for name, narrow in adapted.lora_A.items()})
-        self.lora_B = nn.ModuleDict({name: _NarrowLinear(narrow) for name, narrow in adapted.lora_B.items()})
+        self.lora_A = nn.ModuleDict({name: NarrowLinear(narrow) for name, narrow in adapted.lora_A.items()})
+        self.lora_B = nn.ModuleDict({name: NarrowLinear(narrow) for name, narrow in adapted.lora_B.items()})
         self.scale = adapted.scaling["default"]
         self._is_on = True
 
@@ -131,7 +133,7 @@ class AdaptedLinear(nn.Module):
         return y + b(narrow * self.scale).to(y.dtype)
 
 
-class _NarrowLinear(nn.Module):
+class NarrowLinear(nn.Module):
     """A linear map whose gradient is added up in the same order for a document alone and for documents together.
 
     `F.linear` adds in another order where one side is as narrow as an adapter's, and rules such as Adam, which divide a

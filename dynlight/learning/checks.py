@@ -13,7 +13,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from dynlight.choices.parameters import blocks_of
 from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
 from dynlight.errors import SettingError, require
-from dynlight.learning.attention import FOLDED
 from dynlight.learning.processes.processes import way_of
 from dynlight.learning.statistics import check_statistics
 
@@ -39,7 +38,6 @@ def check_run(
     check_precision(trainer.precision)
     check_types(model, trainer.precision)
     check_together(documents, carries_over)
-    check_attention(model, stacked)
     check_rules(rules, model, stacked)
 
 
@@ -91,18 +89,6 @@ def check_together(together: int, carries_over: bool) -> None:
         "data.together",
         "be 1 with reset.every never, as what is learned from one document is carried on to the next",
         got=together,
-    )
-
-
-def check_attention(model: Any, stacked: str | None) -> None:
-    """Raises SettingError where weights are stacked, which needs sdpa, and another attention kernel was chosen."""
-    chosen = getattr(model.config, "_attn_implementation", None)
-    require(
-        stacked is None or chosen in (None, "sdpa", FOLDED),
-        "model.attention",
-        f"be sdpa {stacked}, where all rows are read by one kernel",
-        got=chosen,
-        advice="or set data.together: 1, without rates and mixture",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.processes.gradients import GradientAverage, OwnGradients
 from dynlight.learning.processes.processes import Processes, processes_of, way_of
 from dynlight.learning.protocol import Expert, experts_of, protocol
+from dynlight.learning.rows import kinds_one_by_one
 from dynlight.learning.score import Digests, Score
 from dynlight.learning.sharded import Sharded, shard
 from dynlight.learning.stacked import Stacked
@@ -271,7 +273,10 @@ class DynamicEvaluation(LightningModule):
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
         if together > 1 or self.mixture is not None:
-            self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)))
+            with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
+                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)))
+            if kinds := kinds_one_by_one(self.model):
+                rank_zero_warn(f"read one row after another, which takes longer: {', '.join(kinds)}")
         else:
             self.weights = {"sharded": Sharded}.get(self.processes.way, InPlace)(self.model, self.context)
         self.predictor.begin(together)

@@ -8,25 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from dynlight.choices.parameters import replace_modules
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
-from dynlight.learning.attention import FOLDED
+from dynlight.errors import require
 from dynlight.learning.digests import digest_of, sums_of_bits
-from dynlight.learning.linear import StackedLinear
-from dynlight.learning.mapped import mapped
+from dynlight.learning.rows import Batch, put_in_rows
+from dynlight.learning.trial import reason_against_rows
 from dynlight.learning.weights import Memory, Weights, moved, read, token_nats
 
 
 class Stacked(Weights):
     """Learned weights with an axis of rows in front, [rows, *shape]: each row is one rule's learning from one document.
 
-    The forward is mapped over the rows (`torch.func.vmap` of `functional_call`). The model's own parameters stay θ0, with
-    which the static reference reads all documents in one batch. Rows lie rule by rule, so that the optimizer of a rule,
-    which must be elementwise, updates the rows of all documents at once:
+    The model reads all rows as one batch (`rows.py`). Its own parameters stay θ0, with which the static reference reads all
+    documents in one batch. Rows lie rule by rule, so that the optimizer of a rule, which must be elementwise, updates the
+    rows of all documents at once:
 
         rows of 2 rules and a wave of 3 documents       r0 d0 · r0 d1 · r0 d2 · r1 d0 · r1 d1 · r1 d2
         when document 2 has ended                       r0 d0 · r0 d1 · r1 d0 · r1 d1
@@ -37,21 +35,24 @@ class Stacked(Weights):
 
     def __init__(self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1) -> None:
         super().__init__(model, context)
-        learnable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self._names = list(learnable)
-        self.initial = [weight.detach() for weight in learnable.values()]
+        learnable = [weight for weight in model.parameters() if weight.requires_grad]
+        self.initial = [weight.detach() for weight in learnable]
         self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
-        self.learned = [nn.Parameter(storage) for storage in self._storage]
+        self.learned = [_leaf(storage) for storage in self._storage]
         self.of_rules = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(rules)]
         self.owners: list[tuple[int, int]] = []  # of each row, its rule and its document's place in the wave
         self._spans: list[slice] = []  # of each rule, its rows
         self._running = documents  # documents of the wave that have not ended: its first ones
-        self._start_wave(documents)
-        model.set_attn_implementation(FOLDED)
-        for module in model.modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                _hold_padding_still(module, module.padding_idx)
-        replace_modules(model, lambda module: StackedLinear.of(module) if type(module) is nn.Linear else None)
+        self._batch = Batch(self.learned)
+        put_in_rows(model, learnable, self._batch)
+        reason = reason_against_rows(model, context, learnable, self._batch)
+        require(
+            reason is None,
+            "data.together",
+            f"be 1, without rates and mixture, for {model.config.model_type}, {reason}",
+            got=documents,
+        )
+        self.reset(documents)
 
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
         super().enter(segment, optimizers)
@@ -68,27 +69,13 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def _read(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
-        """Logits [R, S, V] and next memory (an axis of rows in front), each row under its own weights."""
-        if not self.learned:
-            return read(self.model, segment, memory, self.context)
-
-        def read_row(weights: dict[str, Tensor], inputs: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-            alone = replace(segment, inputs=inputs[None], targets=segment.targets[:1])
-            logits, next_memory = read(_WithWeights(self.model, weights), alone, memory, self.context)
-            return logits, next_memory or []  # vmap takes no None
-
-        weights = dict(zip(self._names, self.learned, strict=True))
-        row_axes = (0, 0, None) if memory is None else (0, 0, 0)
-        with mapped():
-            logits, next_memory = vmap(read_row, in_dims=row_axes)(weights, self._spread(segment.inputs), memory)
-        return logits.squeeze(1), next_memory or None
-
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
-        logits, memory = self._read(segment, self.memory)
-        return token_nats(logits, self._spread(segment.targets)), memory
+        inputs, targets = self._spread(segment.inputs), self._spread(segment.targets)
+        with self._batch.of(inputs):
+            logits, memory = read(self.model, replace(segment, inputs=inputs), self.memory, self.context)
+        return token_nats(logits, targets), memory
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
@@ -127,8 +114,9 @@ class Stacked(Weights):
     @torch.no_grad()
     def reset(self, documents: int) -> None:
         rows = documents * len(self.of_rules)
-        for weight, storage, initial in zip(self.learned, self._storage, self.initial, strict=True):
-            weight.data = storage[:rows].copy_(initial)
+        for storage, initial in zip(self._storage, self.initial, strict=True):
+            storage[:rows].copy_(initial)
+        self._use(rows)
         self._start_wave(documents)
 
     def digests(self, documents: int) -> list[str]:
@@ -158,14 +146,19 @@ class Stacked(Weights):
 
     @torch.no_grad()
     def load_progress_state(self, state: dict[str, Any]) -> None:
-        for weight, storage, saved in zip(self.learned, self._storage, state["learned"], strict=True):
-            weight.data = storage[: len(saved)].copy_(saved)
+        for storage, saved in zip(self._storage, state["learned"], strict=True):
+            storage[: len(saved)].copy_(saved)
+        self._use(len(state["owners"]))
         self.memory, self.static_memory = (
-            moved(state[name], self.model.device) for name in ("memory", "static_memory")
+            moved(_as_batch(state[name]), self.model.device) for name in ("memory", "static_memory")
         )
         self._start_wave(state["running"])
         self.owners = state["owners"]
         self._bind()
+
+    def _use(self, rows: int) -> None:
+        """Lets the first rows of the storage be the learned weights; new leaves, as autograd keeps the shape of one."""
+        self.learned[:] = [_leaf(storage[:rows]) for storage in self._storage]
 
     def _start_wave(self, documents: int) -> None:
         self._running = documents
@@ -190,10 +183,12 @@ class Stacked(Weights):
                 state = optimizer.state[weight]
                 optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
         index = as_index(keep)
-        for weight, storage in zip(self.learned, self._storage, strict=True):
-            taken = weight.data[index]
-            # A copy goes to the start of the storage, so that no second storage is taken up.
-            weight.data = storage[: len(keep)].copy_(taken) if isinstance(index, Tensor) else taken
+        for storage in self._storage:
+            if (
+                isinstance(index, Tensor) or index.start > 0
+            ):  # to the start of the storage, so that no second storage is taken up
+                storage[: len(keep)] = storage[index].clone()
+        self._use(len(keep))
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()
@@ -210,23 +205,9 @@ class Stacked(Weights):
         return values[[document for _, document in self.owners]]
 
 
-class _WithWeights:
-    """A model called with other weights in the place of some of its own."""
-
-    def __init__(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-        self._model = model
-        self._weights = weights
-
-    def __call__(self, **inputs: Any) -> Any:
-        return functional_call(self._model, self._weights, kwargs=inputs)
-
-
-def _hold_padding_still(embedding: nn.Embedding, padding: int) -> None:
-    """Keeps the padding token's vector from learning, as `padding_idx` would, which has no effect under vmap."""
-    embedding.padding_idx = None
-    embedding.register_forward_hook(
-        lambda _, inputs, output: torch.where((inputs[0] == padding).unsqueeze(-1), output.detach(), output)
-    )
+def _leaf(data: Tensor) -> Tensor:
+    """A tensor by which gradients are taken, on the same data."""
+    return data.detach().requires_grad_()
 
 
 def _finite_rows(gradients: list[Tensor]) -> list[bool]:
@@ -238,6 +219,13 @@ def _finite_rows(gradients: list[Tensor]) -> list[bool]:
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
     """The memory of these rows."""
     return [(keys[rows], values[rows]) for keys, values in memory] if memory else memory
+
+
+def _as_batch(memory: Memory) -> Memory:
+    """A memory as it is now, from a checkpoint of dynlight 0.1, in which each row was a batch of one: [R, 1, …]."""
+    return [
+        (keys.squeeze(1), values.squeeze(1)) if keys.ndim > 4 else (keys, values) for keys, values in memory or ()
+    ] or None
 
 
 def as_index(rows: Sequence[int]) -> slice | Tensor:

@@ -23,8 +23,7 @@ from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.learning.digests import digest_of, sums_of_bits
 
-# Keys and values, one pair for each block, detached; documents in front: [D, heads, positions, head width], or
-# [R, 1, heads, positions, head width] where each row was read with weights of its own.
+# Keys and values, one pair for each block, detached: [D, heads, positions, head width], of rows [R, …].
 Memory = list[tuple[Tensor, Tensor]] | None
 
 

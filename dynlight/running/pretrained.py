@@ -34,7 +34,7 @@ class Pretrained:
         tokenizer: Hub name or folder of the tokenizer, where it is not the model's own.
         dtype: of the weights that don't learn; learned ones are fp32.
         attention: transformers' attention implementation.
-        compile: whether the forward runs through `torch.compile`.
+        compile: whether the forward runs through `torch.compile`, for documents together too.
         trust_remote_code: whether code that comes with the model may run.
     """
 
@@ -87,15 +87,12 @@ class Pretrained:
         """
         config = self.config()
         with self._refusing("pretrained"), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            return AutoModelForCausalLM.from_config(
                 config,
                 dtype=self._dtype,
                 attn_implementation=self._attention,
                 trust_remote_code=self._source["trust_remote_code"],
             )
-        if self.is_compiled:
-            model.compile()  # takes effect at the first call, which an outline never gets
-        return model
 
     def load(self) -> PreTrainedModel:
         """The model with its weights.
@@ -125,7 +122,7 @@ class Pretrained:
                 got=f"{self.pretrained} of type {model.config.model_type}, in which a token sees those after it",
             )
         if self.is_compiled:
-            model.compile()
+            _compile(model)
         return model
 
     @contextmanager
@@ -177,3 +174,11 @@ def _reason(got: str, error: Exception) -> str:
     sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
     sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
     return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"
+
+
+def _compile(model: PreTrainedModel) -> None:
+    """Lets the forward run through `torch.compile`, which happens at the first call."""
+    # Static and learning; without memory, while it grows and full; one row and many: about a dozen graphs a run. Beyond its
+    # own limit of 8 torch would run what is new uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    model.compile()

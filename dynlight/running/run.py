@@ -66,12 +66,10 @@ class Run:
 
     def check(self, trainer: Trainer) -> None:
         """Raises SettingError where this trainer cannot read as the choices say; no weights are loaded."""
-        outline, together = self.outline, self.choices.data.together
-        outline.check(trainer, together)
+        self.outline.check(trainer, self.choices.data.together)
         if self.choices.model.is_compiled:
-            sharded = "with trainer.strategy model_parallel" if way_of(trainer.strategy) == "sharded" else ""
-            stacked = "where each document or rate has a row of its own" if together != 1 or outline.mixture else ""
-            require(not (sharded or stacked), "model.compile", f"be false {sharded or stacked}", got="true")
+            is_sharded = way_of(trainer.strategy) == "sharded"
+            require(not is_sharded, "model.compile", "be false with trainer.strategy model_parallel", got="true")
 
     def chosen(self, **changes: Any) -> dict[str, Any]:
         """The choices that a module is made of, with changes; copies, as some of them hold state."""

@@ -23,6 +23,7 @@ FIRST_MAPS = {  # of a block, those that read its input
     "qwen3": ("q_proj", "k_proj", "v_proj"),
     "mistral": ("q_proj", "k_proj", "v_proj"),
     "opt": ("q_proj", "k_proj", "v_proj"),
+    "gemma3": ("q_proj", "k_proj", "v_proj"),
 }
 
 

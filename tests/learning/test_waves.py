@@ -7,9 +7,8 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
-from models import CONFIGS, WITH_MEMORY, tiny
+from models import CONFIGS, EXPERTS, WITH_MEMORY, tiny
 from running import document, random_tokens, run, stopped
-from torch.func import functional_call, vmap
 
 from dynlight import (
     All,
@@ -25,20 +24,10 @@ from dynlight import (
 )
 from dynlight.documents.document import tokenize
 from dynlight.documents.waves import segments, waves
-from dynlight.learning.linear import StackedLinear
-from dynlight.learning.mapped import mapped
 
 LENGTHS = (70, 33, 1, 64, 0, 16, 70, 15)
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate(LENGTHS)]
 SGD = partial(torch.optim.SGD, lr=0.05)
-
-
-@pytest.fixture(autouse=True)
-def no_loop_over_documents():
-    """An operator that vmap would run one document after another is an error."""
-    torch._C._functorch._set_vmap_fallback_enabled(False)
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)
 
 
 def assert_same(one, other, relative=1e-5):
@@ -66,11 +55,12 @@ def test_neighbours_change_nothing(context, parameters):
     compare(context=context, together=(2, 5, 16), parameters=parameters)
 
 
-@pytest.mark.parametrize("architecture", [name for name in CONFIGS if name != "llama"])
+@pytest.mark.filterwarnings("ignore:read one row after another")
+@pytest.mark.parametrize("architecture", [name for name in CONFIGS | EXPERTS if name != "llama"])
 @pytest.mark.parametrize("context", [Overlapping(16, 40), TransformerXL(16, 24)], ids=str)
 @pytest.mark.parametrize("parameters", [All(), LoRA(rank=2)], ids=str)
 def test_every_architecture(architecture, context, parameters):
-    if context.memory is not None and architecture not in WITH_MEMORY:
+    if context.memory is not None and architecture not in [*WITH_MEMORY, *EXPERTS]:
         pytest.skip("absolute positions carry no memory")
     compare(architecture, context, parameters=parameters)
 
@@ -286,28 +276,18 @@ def test_what_cannot_be_done_together_is_refused(choices, message):
         run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=2, **({"update": SGD} | choices))
 
 
-@pytest.mark.parametrize("learns", ["weight", "bias", "weight and bias"])
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (1, 4, 6)], ids=str)
-def test_a_stacked_linear_map_is_that_of_each_document_alone(shape, learns):
-    torch.manual_seed(0)
-    stacked, plain = StackedLinear(6, 5), torch.nn.Linear(6, 5)
-    plain.load_state_dict(stacked.state_dict())
-    weights = {
-        name: torch.randn(3, *weight.shape).requires_grad_()
-        for name, weight in stacked.named_parameters()
-        if name in learns
-    }
-    x = torch.randn(3, *shape, requires_grad=True)
-    with mapped():
-        y = vmap(lambda own, x: functional_call(stacked, own, x))(weights, x)
-    gradients = torch.autograd.grad((y**2).sum(), [x, *weights.values()])
-    for row in range(3):
-        own = {name: weight[row] for name, weight in weights.items()}
-        expected = functional_call(plain, own, x[row])
-        torch.testing.assert_close(y[row], expected)
-        for found, wanted in zip(
-            gradients, torch.autograd.grad((expected**2).sum(), [x, *weights.values()]), strict=True
-        ):
-            torch.testing.assert_close(found[row], wanted[row])
-    assert all(gradient.is_contiguous() for gradient in gradients[1:]), "as the weights are, so that none is copied"
-    torch.testing.assert_close(stacked(x), plain(x), rtol=0, atol=0)
+def test_what_is_read_one_row_after_another_is_said():
+    with pytest.warns(UserWarning, match="read one row after another, .*: MixtralExperts, MixtralTopKRouter$"):
+        run(tiny("mixtral"), DOCUMENTS, TransformerXL(16, 24), together=2, update=SGD)
+
+
+class MixesRows(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + x.mean()
+
+
+def test_a_model_that_mixes_rows_is_refused_by_name():
+    model = tiny()
+    model.model.layers[1].mlp.down_proj.__class__ = MixesRows
+    with pytest.raises(ValueError, match=r"data.together must be 1, .* for llama, whose logits .* got 2"):
+        run(model, DOCUMENTS, TransformerXL(16, 24), together=2, update=SGD)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from transformers import PretrainedConfig
 
 ROOT = Path(__file__).parents[2]
 TABLE = re.findall(r"^\| `(\S+)` \| `(\S+)` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
-MADE = {each.__name__: each for each in (DDPStrategy, ModelParallelStrategy, PretrainedConfig)}
+MADE = {each.__name__: each for each in (DDPStrategy, ModelParallelStrategy)}
 TREES = {
     path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in (ROOT / "dynlight").rglob("*.py")
 }
