@@ -1,5 +1,6 @@
 """`python -m dynlight.fit --config X.yaml`: one YAML is one run."""
 
+import os
 import argparse
 import errno
 import sys
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_how_to_resume(config)
         if not isinstance(error, OSError) or error.errno not in _FULL:
             raise
-        _say(f"error: out must be where there is room, got {config and _folder(config)}: {error.strerror}")
+        _say(f"error: out must be where there is room, got {config and _folder(config)}: {os.strerror(error.errno)}")
         return 1
     return _say_what_failed(summary)
 

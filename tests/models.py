@@ -5,9 +5,12 @@ import copy
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -54,14 +57,36 @@ EXPERTS = {
     "mixtral": MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": Qwen3MoeConfig(**_LLAMA, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
 }
+# Models whose attention is given more than queries, keys, values and a mask: a soft cap, sinks, keys of another block.
+PECULIAR = {
+    "gemma2": Gemma2Config(**(_LLAMA | {"pad_token_id": 1}), head_dim=8, attn_logit_softcapping=2.0, sliding_window=24),
+    "gpt_oss": GptOssConfig(
+        **_LLAMA,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=24,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "gemma4": Gemma4TextConfig(
+        **(_LLAMA | {"pad_token_id": 1}),
+        head_dim=8,
+        global_head_dim=8,
+        num_kv_shared_layers=2,
+        sliding_window=24,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+}
 WITH_MEMORY = ["llama", "gpt_neox", "qwen3", "mistral", "gemma3"]
 
 
-def tiny(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
+def tiny(architecture: str = "llama", seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
     """A small model, large enough in its weights that predictions differ from token to token."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
-        copy.deepcopy((CONFIGS | EXPERTS)[architecture]), attn_implementation="sdpa"
+        copy.deepcopy((CONFIGS | EXPERTS | PECULIAR)[architecture]), attn_implementation=attention
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -283,7 +283,7 @@ def test_what_is_read_one_row_after_another_is_said():
 
 class MixesRows(torch.nn.Linear):
     def forward(self, x):
-        return super().forward(x) + x.mean()
+        return super().forward(x.roll(1, 0))
 
 
 def test_a_model_that_mixes_rows_is_refused_by_name():
@@ -291,3 +291,32 @@ def test_a_model_that_mixes_rows_is_refused_by_name():
     model.model.layers[1].mlp.down_proj.__class__ = MixesRows
     with pytest.raises(ValueError, match=r"data.together must be 1, .* for llama, whose logits .* got 2"):
         run(model, DOCUMENTS, TransformerXL(16, 24), together=2, update=SGD)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention"), [("gemma2", "eager"), ("gpt_oss", "eager"), ("gemma4", "sdpa"), ("gemma4", "eager")]
+)
+def test_attention_is_the_models_own_whatever_it_is_given(architecture, attention):
+    """Against one plain forward of transformers over each document, which the window holds as a whole."""
+    documents, context = [random_tokens(length, length) for length in (70, 33, 64)], Overlapping(16, 96)
+    model = tiny(architecture, attention=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.linspace(0, 2, len(parameter)))  # sinks and norms too
+        plain = [
+            model(torch.tensor([[0, *document[:-1]]])).logits[0].log_softmax(-1)[range(len(document)), document]
+            for document in documents
+        ]
+    found = run(model, documents, context, together=3, parameters=LoRA(rank=2), update=SGD, reference="static")
+    for static, nats, expected in zip(found.static, found.nats, plain, strict=True):
+        torch.testing.assert_close(torch.cat(static), -expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(torch.cat(nats), -expected, rtol=1e-3), "the rate must matter"
+
+
+def test_mixtures_read_each_row_by_the_models_own_attention():
+    documents, context = [random_tokens(length, length) for length in (70, 33)], Overlapping(16, 96)
+    choices = {"parameters": LoRA(rank=2), "update": torch.optim.SGD, "reference": "static"}
+    mixed = run(tiny("gemma2", attention="eager"), documents, context, rates=[0.05, 0.2], together=2, **choices)
+    alone = run(tiny("gemma2", attention="eager"), documents, context, rates=[0.05, 0.2], **choices)
+    assert_same(mixed.nats, alone.nats)
