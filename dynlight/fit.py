@@ -1,8 +1,8 @@
 """`python -m dynlight.fit --config X.yaml`: one YAML is one run."""
 
-import os
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
