@@ -14,7 +14,7 @@ are what they were, with the weights θ0 that the model itself holds.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,10 +57,10 @@ class Stacks:
     Args:
         batch: what holds all stacks.
         numbers: of the module's own among them, by the weight's name in the module.
-        plain: the module as it was, for those that are called with other weights.
+        plain: the module as it was.
     """
 
-    def __init__(self, batch: Batch, numbers: Mapping[str, int], plain: Any = None) -> None:
+    def __init__(self, batch: Batch, numbers: Mapping[str, int], plain: Any) -> None:
         self.batch = batch
         self.numbers = numbers
         self.plain = plain
@@ -72,7 +72,8 @@ class Stacks:
         return {name: self.batch.stacks[number] for name, number in self.numbers.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Stacks":
-        return Stacks(Batch([]), {})  # a copy of a model reads with its own weights alone
+        # A copy of a model reads with its own weights alone.
+        return Stacks(Batch([]), {}, copy.deepcopy(self.plain, memo))
 
 
 class InRows(nn.Module):
@@ -94,43 +95,40 @@ class InRows(nn.Module):
         number = self.stacks.numbers.get(name)
         return getattr(self, name) if number is None else self.stacks.batch.stacks[number]
 
-    def on_batch(self, read: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Reads an input [R, …, E], [1, …, E] for all rows, or [R · S, E], where a model has flattened rows and columns."""
-        rows = self.stacks.batch.rows
-        if x.ndim == 2:
-            return read(x.unflatten(0, (rows, -1))).flatten(0, 1)
-        return read(x.expand(rows, *x.shape[1:]))
 
-
-class RowsLinear(InRows, nn.Linear):
-    """y = x Wᵀ + b for each row: W [R, O, I], b [R, O]."""
+class OnBatch(InRows):
+    """One with a single input: a batch [R, …, E], [1, …, E] for all rows, or [R · S, E], where a model has flattened it."""
 
     def read(self, x: Tensor) -> Tensor:
-        return self.on_batch(self._map, x)
+        rows = self.stacks.batch.rows
+        if x.ndim == 2:
+            return self.of_batch(x.unflatten(0, (rows, -1))).flatten(0, 1)
+        return self.of_batch(x.expand(rows, *x.shape[1:]))
 
-    def _map(self, x: Tensor) -> Tensor:
+    def of_batch(self, x: Tensor) -> Tensor:
+        """The output for a batch [R, …, E]."""
+        raise NotImplementedError
+
+
+class RowsLinear(OnBatch, nn.Linear):
+    """y = x Wᵀ + b for each row: W [R, O, I], b [R, O]."""
+
+    def of_batch(self, x: Tensor) -> Tensor:
+        return _plus(_linear(x, self.weight_of("weight")), self.weight_of("bias"))
+
+
+class RowsConv1D(OnBatch, Conv1D):  # type: ignore[misc] # transformers has no types here
+    """y = x W + b for each row: W [R, I, O], b [R, O]."""
+
+    def of_batch(self, x: Tensor) -> Tensor:
         return _plus(_product(x, self.weight_of("weight")), self.weight_of("bias"))
 
 
-class RowsConv1D(InRows, Conv1D):  # type: ignore[misc] # transformers has no types here
-    """y = x W + b for each row: W [R, I, O], b [R, O]."""
-
-    def read(self, x: Tensor) -> Tensor:
-        return self.on_batch(self._map, x)
-
-    def _map(self, x: Tensor) -> Tensor:
-        y = x.flatten(1, -2) @ self.weight_of("weight")
-        return _plus(y.view(*x.shape[:-1], -1), self.weight_of("bias"))
-
-
-class RowsNarrow(InRows, NarrowLinear):
+class RowsNarrow(OnBatch, NarrowLinear):
     """One side of an adapter for each row, y = x Wᵀ: W [R, O, I]; torch's own gradient adds as that of one row alone."""
 
-    def read(self, x: Tensor) -> Tensor:
-        return self.on_batch(self._map, x)
-
-    def _map(self, x: Tensor) -> Tensor:
-        return (x.flatten(1, -2) @ self.weight_of("weight").mT).view(*x.shape[:-1], -1)
+    def of_batch(self, x: Tensor) -> Tensor:
+        return _product(x, self.weight_of("weight").mT)
 
 
 class RowsEmbedding(InRows, nn.Embedding):
@@ -147,13 +145,10 @@ class RowsEmbedding(InRows, nn.Embedding):
         return torch.where((ids == self.padding_idx).unsqueeze(-1), vectors.detach(), vectors)  # it doesn't learn
 
 
-class RowsLayerNorm(InRows, nn.LayerNorm):
+class RowsLayerNorm(OnBatch, nn.LayerNorm):
     """Layer norm over the last axis with weight and bias [R, E] of each row."""
 
-    def read(self, x: Tensor) -> Tensor:
-        return self.on_batch(self._norm, x)
-
-    def _norm(self, x: Tensor) -> Tensor:
+    def of_batch(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x, self.normalized_shape, eps=self.eps)
         weight = self.weight_of("weight")
         return _plus(x if weight is None else x * _spread(weight, x.ndim), self.weight_of("bias"))
@@ -196,6 +191,9 @@ class RowsBroadcast(RowsOneByOne):
 
 def put_in_rows(model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> None:
     """Makes each module that holds some of the learned `weights` read a batch with the row's own, from the batch's stacks."""
+    for module in model.modules():
+        if isinstance(module, InRows):  # by an earlier run
+            module.__class__ = type(module.stacks.plain)
     number_of = {id(weight): number for number, weight in enumerate(weights)}
     for holder, own in list(_holders(model)):
         numbers = {name: number_of[id(weight)] for name, weight in own.items() if id(weight) in number_of}
@@ -207,8 +205,8 @@ def put_in_rows(model: nn.Module, weights: Sequence[Tensor], batch: Batch) -> No
 
 def kinds_one_by_one(model: nn.Module) -> list[str]:
     """The classes of modules that are read one row after another, as no better way is known for them."""
-    kinds = {type(each).__bases__[1].__name__ for each in model.modules() if type(each).__bases__[0] is RowsOneByOne}
-    return sorted(kinds)
+    modules = [module for module in model.modules() if isinstance(module, RowsOneByOne)]
+    return sorted({type(module.stacks.plain).__name__ for module in modules if not isinstance(module, RowsBroadcast)})
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
@@ -275,16 +273,21 @@ def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """X Wᵀ: x [R, …, I] or flattened [R · n, I]; W [R, O, I], or [O, I] for all rows."""
+    """Y = x W: x [R, …, I]; W [R, I, O], or [I, O] for all rows."""
+    return (x.flatten(1, -2) @ weight).view(*x.shape[:-1], -1)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Y = x Wᵀ: x [R, …, I]; W [R, O, I], or [O, I] for all rows."""
     if weight.ndim == 2:
         return F.linear(x, weight)
-    if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into `_Product`
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into `_Linear`
         x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
-    y: Tensor = _Product.apply(x.reshape(weight.shape[0], -1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
+    y: Tensor = _Linear.apply(x.flatten(1, -2), weight)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
 
 
-class _Product(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     """x Wᵀ for each of R rows: x [R, N, I], W [R, O, I] → y [R, N, O].
 
     torch's own gradient for W is (xᵀ g)ᵀ: the same numbers as gᵀ x, but transposed in memory. Where it is stored beside

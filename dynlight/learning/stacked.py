@@ -116,8 +116,9 @@ class Stacked(Weights):
         rows = documents * len(self.of_rules)
         for storage, initial in zip(self._storage, self.initial, strict=True):
             storage[:rows].copy_(initial)
-        self._use(rows)
-        self._start_wave(documents)
+        self._running = documents
+        self.owners = [(rule, document) for rule in range(len(self.of_rules)) for document in range(documents)]
+        self._bind()
 
     def digests(self, documents: int) -> list[str]:
         if self._digests is None:
@@ -148,25 +149,16 @@ class Stacked(Weights):
     def load_progress_state(self, state: dict[str, Any]) -> None:
         for storage, saved in zip(self._storage, state["learned"], strict=True):
             storage[: len(saved)].copy_(saved)
-        self._use(len(state["owners"]))
         self.memory, self.static_memory = (
             moved(_as_batch(state[name]), self.model.device) for name in ("memory", "static_memory")
         )
-        self._start_wave(state["running"])
-        self.owners = state["owners"]
-        self._bind()
-
-    def _use(self, rows: int) -> None:
-        """Lets the first rows of the storage be the learned weights; new leaves, as autograd keeps the shape of one."""
-        self.learned[:] = [_leaf(storage[:rows]) for storage in self._storage]
-
-    def _start_wave(self, documents: int) -> None:
-        self._running = documents
-        self.owners = [(rule, document) for rule in range(len(self.of_rules)) for document in range(documents)]
+        self._running, self.owners = state["running"], state["owners"]
         self._bind()
 
     def _bind(self) -> None:
-        """Points each rule's weights at its rows."""
+        """Lets the storage's first rows be the learned weights, and points each rule's weights at its own."""
+        # New leaves, as autograd keeps the shape of one.
+        self.learned[:] = [_leaf(storage[: len(self.owners)]) for storage in self._storage]
         counts = Counter(rule for rule, _ in self.owners)
         stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
         self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]
@@ -183,12 +175,9 @@ class Stacked(Weights):
                 state = optimizer.state[weight]
                 optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
         index = as_index(keep)
-        for storage in self._storage:
-            if (
-                isinstance(index, Tensor) or index.start > 0
-            ):  # to the start of the storage, so that no second storage is taken up
+        if isinstance(index, Tensor) or index.start > 0:
+            for storage in self._storage:  # to its start, so that no second storage is taken up
                 storage[: len(keep)] = storage[index].clone()
-        self._use(len(keep))
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()

@@ -57,11 +57,9 @@ def reason_against_rows(
             weight.data = theta
     expected = torch.cat(alone)
     apart = (together - expected).abs().max() / expected.abs().max()
-    return (
-        None
-        if apart <= _TOLERANCE[together.dtype]
-        else f"whose logits of a row are {apart:.2g} apart from the row alone"
-    )
+    if apart <= _TOLERANCE[together.dtype]:
+        return None
+    return f"whose logits of a row are {apart:.2g} apart from the row alone"
 
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:

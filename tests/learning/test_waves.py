@@ -1,6 +1,7 @@
 """Documents adapted together, each with its own weights, score what they score alone."""
 
 import argparse
+import copy
 import inspect
 from functools import partial
 
@@ -320,3 +321,14 @@ def test_mixtures_read_each_row_by_the_models_own_attention():
     mixed = run(tiny("gemma2", attention="eager"), documents, context, rates=[0.05, 0.2], together=2, **choices)
     alone = run(tiny("gemma2", attention="eager"), documents, context, rates=[0.05, 0.2], **choices)
     assert_same(mixed.nats, alone.nats)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["the same", "a copy"])
+def test_a_model_may_be_read_together_again(copies):
+    model = tiny()
+    first = run(model, DOCUMENTS, TransformerXL(16, 24), together=3, update=SGD, reference="static")
+    model = copy.deepcopy(model) if copies else model
+    again = run(model, DOCUMENTS, TransformerXL(16, 24), together=3, update=SGD, reference="static")
+    alone = run(model, DOCUMENTS, TransformerXL(16, 24), update=SGD, reference="static")
+    assert_same(again.nats, first.nats)
+    assert_same(again.nats, alone.nats)
