@@ -95,8 +95,11 @@ class Segment:
         """The same segment with its tensors on `device`; Lightning calls this."""
         if self.inputs.device == device:
             return self
-        inputs = self.inputs.to(device, non_blocking=non_blocking)
-        return replace(self, inputs=inputs, targets=self.targets.to(device, non_blocking=non_blocking))
+        tensors = self.inputs, self.targets
+        if device.type == "cuda":  # Lightning asks so for tensors alone: without it the host waits for the device
+            non_blocking, tensors = True, (self.inputs.pin_memory(), self.targets.pin_memory())
+        inputs, targets = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        return replace(self, inputs=inputs, targets=targets)
 
 
 def empty_segment() -> Segment:

@@ -1,10 +1,31 @@
 """Digests: short names of learned weights, by which a receipt shows that nothing changed between two commits."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dynlight.learning.fetch import Later
+
+
+class WeightDigests:
+    """The digests of some documents' learned weights; see `digest_of`.
+
+    Args:
+        sums: of the bits of each row's weights, int64 [R, weights].
+        rows_of: of each document, its rows.
+    """
+
+    def __init__(self, sums: Later, rows_of: Sequence[Sequence[int]]) -> None:
+        self._sums = sums
+        self._rows_of = rows_of
+
+    def names(self) -> list[str]:
+        """The digest of each document."""
+        sums = self._sums().numpy()
+        return [digest_of(b"".join(sums[row].tobytes() for row in rows)) for rows in self._rows_of]
 
 
 def hash_of(data: bytes) -> str:

@@ -112,7 +112,7 @@ class FinishStatic(Stop):
 
 @torch.no_grad()
 def readable_nats(weights: Weights, segment: Segment, row: int) -> Tensor:
-    """The nats of a row's tokens before the first at which the learned weights give NaN.
+    """The nats of a row's tokens before the first at which the learned weights give NaN, on the host.
 
     A NaN at one token can leak to earlier ones (0 · NaN is NaN under a mask). To decide from earlier tokens only, the
     longest head of the segment whose nats are all numbers is found by bisection.
@@ -122,4 +122,4 @@ def readable_nats(weights: Weights, segment: Segment, row: int) -> Tensor:
         length = (len(readable) + unreadable) // 2
         nats = weights.score(segment.head(length))[0][row]
         readable, unreadable = (readable, length) if nats.isnan().any() else (nats, unreadable)
-    return readable
+    return readable.cpu()

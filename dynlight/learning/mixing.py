@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynlight.choices.mixture import Mixture
-from dynlight.documents.segments import NOT_SCORED, Segment
+from dynlight.documents.segments import Segment
 from dynlight.learning.failures import readable_nats
 from dynlight.learning.score import ExpertScores, Score
 from dynlight.learning.stacked import Stacked
@@ -33,7 +33,7 @@ class Alone:
         """Gives each expert its first weight, for the `documents` documents that begin."""
 
     def predict(self, segment: Segment, by_row: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
-        """The prediction, from the nats of all rows, `by_row` [R, S], and of the static model, `static` [D, S]."""
+        """The prediction, from the nats of all rows, `by_row` [R, S], and the static model's, `static` [D, S], on the host."""
         return Prediction(by_row, None)
 
     def settle(
@@ -75,8 +75,10 @@ class Mixed(Alone):
         by_expert[rules, owners] = _without_spoiled(segment, by_row, weights)
         if static is not None:
             by_expert = torch.cat([static[None], by_expert])
-        nats = by_expert.cpu().numpy()
-        is_scored = (segment.targets != NOT_SCORED).cpu().numpy()
+        nats = by_expert.numpy()
+        is_scored = np.zeros((documents, columns), dtype=bool)
+        for document, scored in enumerate(segment.scored):
+            is_scored[document, scored] = True
         mixed, mean_weights, after = self._mixture.predict(self._log_weights[:, :documents], nats, is_scored)
         self._log_weights[:, :documents] = after
         learners = np.zeros((self._rules, documents), dtype=bool)

@@ -3,8 +3,8 @@
 for segment in document:                        # Trainer.fit
     ResetWeights, UpdateFrequency               # policies: on_train_batch_start
     nats = score(segment)                       # training_step: one forward
-    commit(nats)                                #   the score is final here
-    learn(nats)                                 #   backward and update, if one is due
+    commit(nats)                                #   the score is final here, before any weight changes
+    learn(nats)                                 #   from its gradients, if an update is due
     Records, FlopsLogger, DocumentProgress      # meters: on_train_batch_end
 """
 
@@ -30,7 +30,9 @@ from dynlight.documents.segments import Context, Segment
 from dynlight.errors import require
 from dynlight.learning.checks import check_run
 from dynlight.learning.clock import Clock
+from dynlight.learning.digests import WeightDigests
 from dynlight.learning.failures import FinishStatic, Stop
+from dynlight.learning.fetch import Fetch, Later
 from dynlight.learning.finished import Finished
 from dynlight.learning.flops import FlopCounter
 from dynlight.learning.mixing import Alone, Mixed
@@ -120,6 +122,7 @@ class DynamicEvaluation(LightningModule):
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
+        self.fetch = Fetch()
         self._processes: Processes | None = None
         self.totals = Totals()
         self.takes_digests = digests
@@ -136,26 +139,36 @@ class DynamicEvaluation(LightningModule):
         score = self._score_and_learn(segment) if self.failures.rows(segment) else None
         self.gradients.end_round(self)
         if score is not None:
-            self.score = replace(score, digests=Digests(before, self._digests(segment)))
+            after = self._digests(segment)
+            self.score = replace(score, digests=Digests(before, after) if before and after else None)
             self.totals.add(self.score)
         self.totals.leave_out(self.failures)
 
     def _score_and_learn(self, segment: Segment) -> Score | None:
-        clock = Clock(self.device)
-        with clock("static"):
+        """The committed score; None: every document has just failed.
+
+        Gradients change no weight, so they are taken while the nats are still on the device: then the host waits for it
+        once, for nats and for whether gradients are finite. Gradients that other processes would learn from too must wait
+        for the commit, which shows that the nats are finite.
+        """
+        with self.clock("static"):
             static = self.weights.score_static(segment) if self.has_reference else None  # [D, S] under θ0
-        with clock("scoring"):
+        with self.clock("scoring"):
             by_row, memory = self._score(segment, static)  # [R, S]: the one forward, with a graph if an update is due
-            committed = self._commit(segment, by_row.detach(), static)
+            scored = self.fetch.later(by_row), None if static is None else self.fetch.later(static)
+        with self.clock("learning"):
+            early = None if self.gradients.are_shared else self._gradients(segment, by_row)
+        with self.clock("scoring"):
+            committed = self._commit(segment, *scored)
+        with self.clock("learning"):
+            finite = self._learn(segment, by_row, committed, early)
         if committed is None:
-            return None  # every document has just failed
-        with clock("learning"):
-            finite = self._learn(segment, by_row, committed)
+            return None
         self.weights.keep(memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
         updates = 0 if finite is None else self.updates_due
-        return replace(committed, updates=updates, seconds=clock.seconds)
+        return replace(committed, updates=updates, seconds=self.clock.take())
 
     def _score(self, segment: Segment, static: Tensor | None) -> tuple[Tensor, Memory]:
         """Nats of each row, and the next memory; no forward where the initial weights have taken over every document."""
@@ -164,49 +177,69 @@ class DynamicEvaluation(LightningModule):
         with torch.set_grad_enabled(self.update_due):
             return self.weights.score(segment)
 
-    def _commit(self, segment: Segment, by_row: Tensor, static: Tensor | None) -> Score | None:
+    def _commit(self, segment: Segment, by_row: Later, static: Later | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
-        prediction = self.predictor.predict(segment, by_row, static, self.weights)
-        nats = self.failures.mend(segment, prediction.nats, static, self.weights)
+        static_nats = None if static is None else static()
+        prediction = self.predictor.predict(segment, by_row(), static_nats, self.weights)
+        nats = self.failures.mend(segment, prediction.nats, static_nats, self.weights)
         if self.reference is not None and not self.rules:
-            static = nats  # nothing is ever learned: the run is its own reference
-        score = Score.of(segment, nats, static, prediction.experts)
+            static_nats = nats  # nothing is ever learned: the run is its own reference
+        score = Score.of(segment, nats, static_nats, prediction.experts)
         self.failures.stop(segment, score.sums, score.static_sums)
         rows = self.failures.rows(segment)
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
-    def _learn(self, segment: Segment, by_row: Tensor, committed: Score) -> list[bool] | None:
+    def _gradients(self, segment: Segment, nats: Tensor) -> Later | None:
+        """Takes the gradients of the segment's nats [R, S]; asks whether they are finite. None: no update is due."""
+        if not self.update_due or len(nats) == 0 or self.failures.all_static(segment):
+            return None
+        # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
+        return self._gradients_of(self.weights.mean_nats(nats, segment).sum())
+
+    def _learn(
+        self, segment: Segment, by_row: Tensor, committed: Score | None, early: Later | None
+    ) -> list[bool] | None:
         """Makes the updates that are due, the first from the forward that gave the score.
 
         Returns of each row whether its gradients were finite; None: no update was made.
         """
-        if not self.update_due or len(by_row) == 0 or len(committed.by_static) == len(committed.rows):
+        if committed is None or len(committed.by_static) == len(committed.rows):
+            self.weights.drop_gradients()
             return None
-        finite = [True] * len(by_row)
-        for number in range(self.updates_due):
-            nats = by_row if number == 0 else self.weights.score(segment)[0]
-            # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
-            was_finite = self.learn_from(self.weights.mean_nats(nats, segment).sum())
-            finite = [all(both) for both in zip(finite, was_finite, strict=True)]
+        if (gradients := early or self._gradients(segment, by_row)) is None:
+            return None
+        finite = self._update(gradients)
+        for _ in range(self.updates_due - 1):
+            again = self._gradients(segment, self.weights.score(segment)[0])
+            assert again is not None, "an update is due"
+            finite = [all(both) for both in zip(finite, self._update(again), strict=True)]
         return finite
 
     def learn_from(self, loss: Tensor) -> list[bool]:
         """Makes one update from the gradient of a loss; returns of each row whether its gradient was finite."""
+        return self._update(self._gradients_of(loss))
+
+    def _gradients_of(self, loss: Tensor) -> Later:
         self.manual_backward(loss)
         if self.clip is not None:
             self.weights.clip(self.clip)
-        return self.weights.step(self.optimizers_of_rules)
+        return self.fetch.later(self.weights.finite())
+
+    def _update(self, finite: Later) -> list[bool]:
+        of_rows: list[bool] = finite().tolist()
+        self.weights.step(self.optimizers_of_rules, of_rows)
+        return of_rows
 
     def reset(self, documents: int = 1) -> None:
         """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""
         self.weights.reset(documents)
         self.predictor.begin(documents)
-        torch.set_rng_state(self._random_state)
+        _set_random_state(self._random_state, self.device)
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
             optimizer.load_state_dict(copy.deepcopy(initial))
 
-    def _digests(self, segment: Segment) -> list[str]:
-        return self.weights.digests(len(segment.documents)) if self.takes_digests else []
+    def _digests(self, segment: Segment) -> WeightDigests | None:
+        return self.weights.digests(len(segment.documents), self.fetch) if self.takes_digests else None
 
     @property
     def update_due(self) -> bool:
@@ -280,7 +313,8 @@ class DynamicEvaluation(LightningModule):
         else:
             self.weights = {"sharded": Sharded}.get(self.processes.way, InPlace)(self.model, self.context)
         self.predictor.begin(together)
-        self._random_state = torch.get_rng_state()
+        self.clock = Clock(self.device)
+        self._random_state = _random_state(self.device)
         statistics_of = partial(load_or_collect, model=self.model, tokenizer=self.tokenizer, context=self.context)
         self.optimizers_of_rules = make_optimizers(self.rules, self.weights, statistics_of)
         self._initial_optimizer_states = [copy.deepcopy(each.state_dict()) for each in self.optimizers_of_rules]
@@ -317,7 +351,8 @@ class DynamicEvaluation(LightningModule):
             keeper.load_progress_state(state[name])
         for optimizer, saved in zip(self.optimizers_of_rules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self._random_state = state["random"]
+        random = state["random"]
+        self._random_state = {"cpu": random} if isinstance(random, Tensor) else random  # one tensor in dynlight 0.1
 
     def recount(self, finished: Sequence[Finished]) -> None:
         """Counts the documents that were read to their end before the run was resumed."""
@@ -333,3 +368,15 @@ class DynamicEvaluation(LightningModule):
             "failures": self.failures,
             "totals": self.totals,
         }
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that a forward on a device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:  # not in a state that was kept on a CPU
+        torch.cuda.set_rng_state(state["cuda"], device)

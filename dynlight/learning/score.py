@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynlight.documents.segments import Segment
+from dynlight.learning.digests import WeightDigests
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,20 @@ class ExpertScores:
 
 
 class Digests(NamedTuple):
-    """Digests of each document's learned weights, before they scored a segment and after they learned from it."""
+    """Digests of each document's learned weights, before they scored a segment and after they learned from it.
 
-    before: list[str]
-    after: list[str]
+    Those after come from the device with the next segment's nats: who asks for their names at once waits for them.
+    """
+
+    before: WeightDigests
+    after: WeightDigests
 
 
 @dataclass(frozen=True)
 class Score:
     """What one `training_step` committed, and what it did; meters read it.
 
-    Shapes: D documents of the segment, S columns.
+    Shapes: D documents of the segment, S columns. All is on the host, but for the segment's own tensors.
     """
 
     segment: Segment

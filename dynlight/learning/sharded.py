@@ -7,7 +7,6 @@ time. The weights of one block at a time are gathered from all devices (torch's 
 are cut into the same shards. So the score is that of one device, and so is the time at best: only memory is divided.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from dynlight.choices.parameters import blocks_of
 from dynlight.documents.segments import Context
-from dynlight.learning.digests import digest_of, sums_of_bits
+from dynlight.learning.digests import sums_of_bits
 from dynlight.learning.weights import InPlace
 
 
@@ -56,20 +54,20 @@ class Sharded(InPlace):
         squares = _over_all(torch.stack([gradient.square().sum() for gradient in gradients]).sum())
         torch._foreach_mul_(gradients, (norm / (squares.sqrt() + 1e-6)).clamp(max=1.0))
 
-    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+    def finite(self) -> Tensor:
         sums = [gradient.sum() for gradient in self._gradients()]
-        is_finite = bool(_over_all(torch.stack(sums).sum()).isfinite()) if sums else True
-        for optimizer in optimizers if is_finite else ():
-            optimizer.step()
-        for shard in self.learned:
-            shard.grad = None
-        self._digests = None
-        return [is_finite]
+        if not sums:
+            return torch.ones(1, dtype=torch.bool, device=self.model.device)
+        return _over_all(torch.stack(sums).sum()).isfinite().view(1)
 
-    def _digest(self) -> str:
+    def drop_gradients(self) -> None:
+        for weight in [*self.learned, *self._weights]:
+            weight.grad = None
+
+    def _sums_of_bits(self) -> Tensor:
         shards = zip(self.learned, self._weights, strict=True)
         sums = [sums_of_bits(shard.detach().flatten()[None], _start(weight)) for shard, weight in shards]
-        return digest_of(_over_all(torch.cat(sums)).cpu().numpy().tobytes() if sums else b"")
+        return _over_all(torch.cat(sums)) if sums else super()._sums_of_bits()
 
     @torch.no_grad()
     def _gradients(self) -> list[Tensor]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.errors import require
-from dynlight.learning.digests import digest_of, sums_of_bits
+from dynlight.learning.digests import WeightDigests, sums_of_bits
+from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows
 from dynlight.learning.weights import Memory, Weights, moved, read, token_nats
@@ -57,7 +58,7 @@ class Stacked(Weights):
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
         super().enter(segment, optimizers)
         # Something may have changed the weights since the last commit, and torch counts changes of all rows together.
-        self._digests = None
+        self._sums = None
 
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         if documents < self._running:
@@ -96,8 +97,14 @@ class Stacked(Weights):
         for gradient in gradients:
             gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
-    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
-        finite = _finite_rows([stack.grad for stack in self.learned if stack.grad is not None])
+    def finite(self) -> Tensor:
+        # A sum is finite only if all terms are.
+        sums = [stack.grad.flatten(1).sum(dim=1) for stack in self.learned if stack.grad is not None]
+        if not sums:
+            return torch.ones(len(self.owners), dtype=torch.bool, device=self.model.device)
+        return torch.stack(sums).isfinite().all(dim=0)
+
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
         for rows, weights, optimizer in self._by_rule(optimizers):
             if rows.start == rows.stop:
                 continue
@@ -106,10 +113,8 @@ class Stacked(Weights):
             optimizer.step()
             for weight in weights:
                 weight.grad = None
-        for stack in self.learned:
-            stack.grad = None
-        self._digests = None
-        return finite
+        self.drop_gradients()
+        self._sums = None
 
     @torch.no_grad()
     def reset(self, documents: int) -> None:
@@ -120,21 +125,14 @@ class Stacked(Weights):
         self.owners = [(rule, document) for rule in range(len(self.of_rules)) for document in range(documents)]
         self._bind()
 
-    def digests(self, documents: int) -> list[str]:
-        if self._digests is None:
-            self._digests = self._digest(documents)
-        return self._digests
-
-    def _digest(self, documents: int) -> list[str]:
-        """One digest for each document, of its rows by all rules."""
-        if not self.learned:
-            return [digest_of(b"")] * documents
+    def digests(self, documents: int, fetch: Fetch) -> WeightDigests:
+        if self._sums is None:
+            sums = [sums_of_bits(weight.detach().flatten(1)) for weight in self.learned]
+            none = torch.empty(len(self.owners), 0, dtype=torch.int64, device=self.model.device)
+            self._sums = fetch.later(torch.stack(sums, dim=1) if sums else none)
         owners = [document for _, document in self.owners]
         rows_of = [[row for row, owner in enumerate(owners) if owner == document] for document in range(documents)]
-        rows = as_index([row for rows_of_document in rows_of for row in rows_of_document])
-        sums = torch.stack([sums_of_bits(weight.detach()[rows].flatten(1)) for weight in self.learned], dim=1)
-        by_row = iter(sums.cpu().numpy())
-        return [digest_of(b"".join(next(by_row).tobytes() for _ in rows_of_document)) for rows_of_document in rows_of]
+        return WeightDigests(self._sums, rows_of)
 
     def progress_state(self) -> dict[str, Any]:
         return {
@@ -159,6 +157,7 @@ class Stacked(Weights):
         """Lets the storage's first rows be the learned weights, and points each rule's weights at its own."""
         # New leaves, as autograd keeps the shape of one.
         self.learned[:] = [_leaf(storage[: len(self.owners)]) for storage in self._storage]
+        self._documents = torch.tensor([document for _, document in self.owners], device=self.model.device)
         counts = Counter(rule for rule, _ in self.owners)
         stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
         self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]
@@ -181,7 +180,7 @@ class Stacked(Weights):
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()
-        self._digests = None
+        self._sums = None
 
     def _by_rule(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
         """Each rule's rows and weights with its optimizer; nothing in static evaluation, which has none."""
@@ -191,18 +190,12 @@ class Stacked(Weights):
         """Values of the documents of a segment, [D, …], as values of the rows, [R, …]."""
         if len(self.of_rules) == 1 and len(self.owners) == len(values):
             return values
-        return values[[document for _, document in self.owners]]
+        return values[self._documents]
 
 
 def _leaf(data: Tensor) -> Tensor:
     """A tensor by which gradients are taken, on the same data."""
     return data.detach().requires_grad_()
-
-
-def _finite_rows(gradients: list[Tensor]) -> list[bool]:
-    """Whether all of each row's gradients are finite: a sum is finite only if all terms are."""
-    sums = [gradient.flatten(1).sum(dim=1) for gradient in gradients]
-    return torch.stack(sums).isfinite().all(dim=0).tolist() if sums else []
 
 
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:

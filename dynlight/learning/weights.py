@@ -21,7 +21,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
-from dynlight.learning.digests import digest_of, sums_of_bits
+from dynlight.learning.digests import WeightDigests, sums_of_bits
+from dynlight.learning.fetch import Fetch, Later
 
 # Keys and values, one pair for each block, detached: [D, heads, positions, head width], of rows [R, …].
 Memory = list[tuple[Tensor, Tensor]] | None
@@ -90,7 +91,7 @@ class Weights(ABC):
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
-        self._digests: list[str] | None = None  # of the present weights; None: not taken since they changed
+        self._sums: Later | None = None  # of the bits of the present weights; None: not taken since they changed
 
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
         """Prepares for a segment: a new wave begins without memory, and documents that have ended are dropped."""
@@ -126,19 +127,28 @@ class Weights(ABC):
         """Scales each row's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
 
     @abstractmethod
-    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+    def finite(self) -> Tensor:
+        """Whether all of each row's gradients are finite, bool [R], on the device."""
+
+    @abstractmethod
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
         """Makes one update by each rule from the gradients of the last backward, which are then dropped.
 
-        Returns whether each row's gradient was finite; one that was not changes no other row.
+        A row whose gradients are not `finite` changes no other row.
         """
+
+    def drop_gradients(self) -> None:
+        """Forgets the gradients of the last backward."""
+        for weight in self.learned:
+            weight.grad = None
 
     @abstractmethod
     def reset(self, documents: int) -> None:
         """θ ← θ0 for the documents of a new wave."""
 
     @abstractmethod
-    def digests(self, documents: int) -> list[str]:
-        """A digest of the learned weights of each of a wave's first documents; see `digest_of`."""
+    def digests(self, documents: int, fetch: Fetch) -> WeightDigests:
+        """Digests of the learned weights of each of a wave's first documents."""
 
     @abstractmethod
     def progress_state(self) -> dict[str, Any]:
@@ -165,7 +175,7 @@ class InPlace(Weights):
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.of_rules = [self.learned]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
-        self._digested: list[tuple[int, int]] = []  # address and version of each weight, when `_digests` was taken
+        self._summed: list[tuple[int, int]] = []  # address and version of each weight, when `_sums` were taken
 
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """One document at a time: there is none to drop."""
@@ -190,32 +200,38 @@ class InPlace(Weights):
     def clip(self, norm: float) -> None:
         torch.nn.utils.clip_grad_norm_(self.learned, norm)
 
-    def step(self, optimizers: Sequence[Optimizer]) -> list[bool]:
+    def finite(self) -> Tensor:
+        # A sum is finite only if all terms are.
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
-        is_finite = bool(torch.stack(sums).sum().isfinite()) if sums else True  # a sum is finite only if all terms are
-        for optimizer in optimizers if is_finite else ():
+        return (
+            torch.stack(sums).sum().isfinite().view(1)
+            if sums
+            else torch.ones(1, dtype=torch.bool, device=self.model.device)
+        )
+
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
+        for optimizer in optimizers if finite[0] else ():
             optimizer.step()
-        for weight in self.learned:
-            weight.grad = None
-        self._digests = None
-        return [is_finite]
+        self.drop_gradients()
+        self._sums = None
 
     @torch.no_grad()
     def reset(self, documents: int = 1) -> None:
         if self.learned:
             torch._foreach_copy_(self.learned, self.initial)
 
-    def digests(self, documents: int) -> list[str]:
+    def digests(self, documents: int, fetch: Fetch) -> WeightDigests:
         # To avoid a second pass over all weights, the digest is taken again only if torch's count of changes to a tensor
         # has moved. Writes through `.data` go round that count; they still change the digest after the next update.
         version = [(weight.data_ptr(), weight._version) for weight in self.learned]
-        if self._digests is None or version != self._digested:
-            self._digests, self._digested = [self._digest()], version
-        return self._digests * documents
+        if self._sums is None or version != self._summed:
+            self._sums, self._summed = fetch.later(self._sums_of_bits()[None]), version
+        return WeightDigests(self._sums, [[0]] * documents)
 
-    def _digest(self) -> str:
+    def _sums_of_bits(self) -> Tensor:
+        """Σ of the bits of each weight, int64 [weights]."""
         sums = [sums_of_bits(weight.detach().reshape(1, -1)) for weight in self.learned]
-        return digest_of(torch.cat(sums).view(1, -1).cpu().numpy().tobytes() if sums else b"")
+        return torch.cat(sums) if sums else torch.empty(0, dtype=torch.int64, device=self.model.device)
 
     def progress_state(self) -> dict[str, Any]:
         return {"learned": self.learned, "memory": self.memory, "static_memory": self.static_memory}

@@ -17,6 +17,7 @@ from dynlight.documents.segments import Segment
 from dynlight.durable import sync_to_disk, write_text
 from dynlight.learning.digests import hash_of
 from dynlight.learning.module import DynamicEvaluation
+from dynlight.learning.score import Score
 from dynlight.learning.stream import stream_of
 from dynlight.recording.hashes import hash_of_documents, hash_of_tokenizer, hash_of_weights
 from dynlight.recording.ledger import COLUMNS, first_link, ledger_of, ledgers, line_of, link, read_ledger
@@ -38,6 +39,7 @@ class Receipt(Meter):
         self.contents: dict[str, Any] = {}
         self._resumes = resumes
         self._lines: IO[bytes] | None = None
+        self._last: Score | None = None  # whose rows are not written, as its last digests come with the next score
 
     def on_train_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         # On every process, also where the meter is off: the hash gathers the shards of a model from all.
@@ -72,15 +74,22 @@ class Receipt(Meter):
             weakref.finalize(self, self._lines.close)  # of a run that fails, whose last checkpoint still asks for it
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
-        if (score := module.score) is None:
+        if module.score is not None:
+            self._write_last()
+            self._last = module.score
+
+    def _write_last(self) -> None:
+        if (score := self._last) is None:
             return
         assert score.digests is not None, "the module was asked for them"
-        before, after = score.digests
+        before, after = score.digests.before.names(), score.digests.after.names()
         for row in score.rows:
-            commit: list[Any] = [segment.documents[row].index, segment.cut.index, segment.tokens[row]]
+            commit: list[Any] = [score.segment.documents[row].index, score.segment.cut.index, score.segment.tokens[row]]
             self._add([*commit, score.sums[row], before[row], after[row]])
+        self._last = None
 
     def end(self, trainer: Trainer, module: DynamicEvaluation) -> None:
+        self._write_last()
         if self.folder is None or self._lines is None:
             return
         self._lines.close()
@@ -96,6 +105,7 @@ class Receipt(Meter):
         """The first and last link of the ledger and its length in bytes; all of it is on disk once this returns."""
         if self.folder is None or self._lines is None:
             return {}
+        self._write_last()
         sync_to_disk(ledger_of(self.folder, self._board.rank))
         return {"first": first_link(self.contents), "last": self._link, "bytes": self._lines.tell()}
 

@@ -111,7 +111,7 @@ class BufferedRows:
             self.document.index,
             score.segment.cut.index,
             sum(seconds.values()),
-            *(seconds["scoring"], seconds["learning"], seconds["static"]),
+            *(seconds.get(kind, 0.0) for kind in ("scoring", "learning", "static")),
         )
 
     def _experts(self, score: Score, row: int) -> list[tuple[Any, ...]]:
@@ -142,9 +142,9 @@ class BufferedRows:
 
 def columns_of_tokens(score: Score) -> dict[str, np.ndarray]:
     """The nats of each token, by column of tokens.parquet: [D, S], of experts [D, S, E]."""
-    columns = {"nats": score.nats.cpu().numpy()}
+    columns = {"nats": score.nats.numpy()}
     if score.static_nats is not None:
-        columns["static_nats"] = score.static_nats.cpu().numpy()
+        columns["static_nats"] = score.static_nats.numpy()
     if score.experts is not None:
         columns["expert_nats"] = score.experts.nats.transpose(1, 2, 0)
     return columns

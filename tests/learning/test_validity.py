@@ -127,7 +127,7 @@ def test_reset_restores_weights_optimizer_and_random_state():
     found.module.reset()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert not optimizer.state
-    assert torch.equal(torch.get_rng_state(), found.module._random_state)
+    assert torch.equal(torch.get_rng_state(), found.module._random_state["cpu"])
 
 
 @pytest.mark.parametrize("architecture", WITH_MEMORY)

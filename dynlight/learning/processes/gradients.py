@@ -25,11 +25,13 @@ class LearnsTogether(Protocol):
         """Where the weights are."""
 
     def learn_from(self, loss: Tensor) -> list[bool]:
-        """One update from the gradient of a loss."""
+        """One update from the gradient of a loss; returns of each row whether its gradient was finite."""
 
 
 class OwnGradients:
     """Each process learns from its own documents' gradients alone."""
+
+    are_shared = False  # whether other processes learn from them too
 
     def end_round(self, learner: LearnsTogether) -> None:
         """Ends a round, in which each process has read a segment."""
@@ -44,6 +46,8 @@ class GradientAverage(OwnGradients, Callback):
     documents, adds 0 and makes the same update. A gradient that is not finite spoils the average, and stops the documents
     of all processes that learned in this round.
     """
+
+    are_shared = True
 
     def __init__(self) -> None:
         self._learners: int | None = None  # n of this round, once it is known
