@@ -74,6 +74,7 @@ class DynamicEvaluation(LightningModule):
         on_failure: what becomes of a document whose nats or gradients are not finite: `stop` leaves it out of all sums;
             `static` reads it to its end with the initial weights, from the first token without nats on.
         digests: whether scores carry digests of the learned weights, which a receipt needs.
+        compile: whether forward and backward run through `torch.compile`; or its mode, as `reduce-overhead`.
 
     Raises:
         SettingError: where the choices don't fit the model.
@@ -95,6 +96,7 @@ class DynamicEvaluation(LightningModule):
         mixture: Mixture | None = None,
         on_failure: Literal["stop", "static"] = "stop",
         digests: bool = False,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         finishes = on_failure == "static"
@@ -126,6 +128,7 @@ class DynamicEvaluation(LightningModule):
         self._processes: Processes | None = None
         self.totals = Totals()
         self.takes_digests = digests
+        self.compiles = compile
         self.updates_due = 1  # how many to make from the present segment; the schedule sets it
         self.score: Score | None = None  # of the present segment; None: all documents of it have stopped
         # Updates are made by training_step itself: Lightning's own loop would scale the loss that callbacks see.
@@ -307,11 +310,12 @@ class DynamicEvaluation(LightningModule):
         self.weights: Weights
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
-                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)))
+                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compiles)
             if kinds := kinds_one_by_one(self.model):
                 rank_zero_warn(f"read one row after another, which takes longer: {', '.join(kinds)}")
         else:
-            self.weights = {"sharded": Sharded}.get(self.processes.way, InPlace)(self.model, self.context)
+            kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
+            self.weights = kind(self.model, self.context, self.compiles)
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)

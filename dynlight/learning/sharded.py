@@ -42,8 +42,8 @@ class Sharded(InPlace):
     Only what is of the whole gradient, its norm and whether it is finite, is added up over all processes.
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context) -> None:
-        super().__init__(model, context)
+    def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
+        super().__init__(model, context, compile)
         self._weights: list[Any] = self.learned  # the model's own, which have the shape of the whole weight
         self.learned = [nn.Parameter(_shard(weight)) for weight in self._weights]  # the same memory
         self.of_rules = [self.learned]

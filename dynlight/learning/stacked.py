@@ -17,7 +17,7 @@ from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows
-from dynlight.learning.weights import Memory, Weights, moved, read, token_nats
+from dynlight.learning.weights import Memory, Weights, moved
 
 
 class Stacked(Weights):
@@ -34,8 +34,10 @@ class Stacked(Weights):
     A row that is not needed any more is dropped from weights, memory and optimizer state, and costs nothing.
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1) -> None:
-        super().__init__(model, context)
+    def __init__(
+        self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1, compile: bool | str = False
+    ) -> None:
+        super().__init__(model, context, compile)
         learnable = [weight for weight in model.parameters() if weight.requires_grad]
         self.initial = [weight.detach() for weight in learnable]
         self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
@@ -73,10 +75,9 @@ class Stacked(Weights):
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
-        inputs, targets = self._spread(segment.inputs), self._spread(segment.targets)
-        with self._batch.of(inputs):
-            logits, memory = read(self.model, replace(segment, inputs=inputs), self.memory, self.context)
-        return token_nats(logits, targets), memory
+        spread = replace(segment, inputs=self._spread(segment.inputs), targets=self._spread(segment.targets))
+        with self._batch.of(spread.inputs):
+            return self._nats_of(self.model, spread, self.memory, self.context)
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
@@ -85,10 +86,10 @@ class Stacked(Weights):
     def score_static(self, segment: Segment) -> Tensor:
         self._switch_adapters(False)
         try:
-            logits, self.static_memory = read(self.model, segment, self.static_memory, self.context)
+            nats, self.static_memory = self._nats_of(self.model, segment, self.static_memory, self.context)
         finally:
             self._switch_adapters(True)
-        return token_nats(logits, segment.targets)
+        return nats
 
     def clip(self, norm: float) -> None:
         gradients = [weight.grad for weight in self.learned if weight.grad is not None]

@@ -64,7 +64,7 @@ def reason_against_rows(
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:
     segment = Segment((), Cut(0, 0, _COLUMNS, 0), inputs, targets=inputs, scored=(), bytes=())
-    return read(model.forward, segment, None, context)[0]  # not compiled, as no other forward has this shape
+    return read(model, segment, None, context)[0]
 
 
 def _tokens(model: PreTrainedModel, rows: int) -> Tensor:

@@ -9,7 +9,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,32 @@ def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tupl
     return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
 
 
+def nats_of(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
+    """Nats [D, S] of a segment, and the memory for the next: all of a forward that `torch.compile` may make one graph of."""
+    logits, memory = read(model, segment, memory, context)
+    return token_nats(logits, segment.targets), memory
+
+
+def compiled(how: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
+    """`nats_of`, compiled where that is asked for: true, or a mode of `torch.compile`, which compiles at the first call."""
+    if not how:
+        return nats_of
+    # Static and learning; without memory, while it grows and full; one row and many: up to twenty graphs a run. Beyond its
+    # own limit of 8 torch would run what is new uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    if how is True:
+        return torch.compile(nats_of)
+    graphed = torch.compile(nats_of, mode=str(how))
+
+    def nats_of_graphs(*args: Any) -> tuple[Tensor, Memory]:
+        # The next replay of a CUDA graph writes over what this one returns; the memory has to outlive it.
+        torch.compiler.cudagraph_mark_step_begin()
+        nats, memory = graphed(*args)
+        return nats, [(keys.clone(), values.clone()) for keys, values in memory] if memory else memory
+
+    return nats_of_graphs
+
+
 def _positions(segment: Segment) -> Tensor:
     """Positions counted through the document, [1, S]."""
     return torch.arange(segment.cut.start, segment.cut.stop, device=segment.inputs.device).unsqueeze(0)
@@ -85,9 +111,10 @@ class Weights(ABC):
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
 
-    def __init__(self, model: PreTrainedModel, context: Context) -> None:
+    def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
         self.model = model
         self.context = context
+        self._nats_of = compiled(compile)
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
@@ -170,8 +197,8 @@ class InPlace(Weights):
     switched off for the reference instead.
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context) -> None:
-        super().__init__(model, context)
+    def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
+        super().__init__(model, context, compile)
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.of_rules = [self.learned]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
@@ -181,8 +208,7 @@ class InPlace(Weights):
         """One document at a time: there is none to drop."""
 
     def score(self, segment: Segment) -> tuple[Tensor, Memory]:
-        logits, memory = read(self.model, segment, self.memory, self.context)
-        return token_nats(logits, segment.targets), memory
+        return self._nats_of(self.model, segment, self.memory, self.context)
 
     @torch.no_grad()
     def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
@@ -190,9 +216,11 @@ class InPlace(Weights):
         with self._under_initial():
             return read(self.model, segment, memory, self.context)
 
+    @torch.no_grad()
     def score_static(self, segment: Segment) -> Tensor:
-        logits, self.static_memory = self.read_static(segment, self.static_memory)
-        return token_nats(logits, segment.targets)
+        with self._under_initial():
+            nats, self.static_memory = self._nats_of(self.model, segment, self.static_memory, self.context)
+        return nats
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.mean(dim=1)

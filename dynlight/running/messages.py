@@ -33,6 +33,7 @@ _TYPES = {
 _CLASSES = ("context", "parameters", "update", "trainer.logger")
 # What a few settings may be besides their type.
 _EXPECTED = {
+    "model.compile": "true, false or reduce-overhead",
     "schedule.every": "a whole number, a mapping of segments to periods, or never",
     "trainer.callbacks": "a list of Lightning's callbacks, each with its class_path",
     "trainer.precision": "32-true or bf16-mixed",

@@ -34,7 +34,8 @@ class Pretrained:
         tokenizer: Hub name or folder of the tokenizer, where it is not the model's own.
         dtype: of the weights that don't learn; learned ones are fp32.
         attention: transformers' attention implementation.
-        compile: whether the forward runs through `torch.compile`, for documents together too.
+        compile: whether forward and backward run through `torch.compile`, for documents together too; `reduce-overhead`:
+            as CUDA graphs besides.
         trust_remote_code: whether code that comes with the model may run.
     """
 
@@ -45,7 +46,7 @@ class Pretrained:
         tokenizer: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
-        compile: bool = False,
+        compile: bool | Literal["reduce-overhead"] = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.pretrained = pretrained
@@ -53,7 +54,7 @@ class Pretrained:
         self._tokenizer = tokenizer or self._path
         self._dtype = getattr(torch, dtype)
         self._attention = attention
-        self.is_compiled = compile
+        self.compile = compile
         self._source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
     def config(self) -> PretrainedConfig:
@@ -121,8 +122,6 @@ class Pretrained:
                 f"be {_MODEL}",
                 got=f"{self.pretrained} of type {model.config.model_type}, in which a token sees those after it",
             )
-        if self.is_compiled:
-            _compile(model)
         return model
 
     @contextmanager
@@ -174,11 +173,3 @@ def _reason(got: str, error: Exception) -> str:
     sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
     sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
     return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"
-
-
-def _compile(model: PreTrainedModel) -> None:
-    """Lets the forward run through `torch.compile`, which happens at the first call."""
-    # Static and learning; without memory, while it grows and full; one row and many: about a dozen graphs a run. Beyond its
-    # own limit of 8 torch would run what is new uncompiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    model.compile()

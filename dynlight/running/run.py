@@ -67,9 +67,9 @@ class Run:
     def check(self, trainer: Trainer) -> None:
         """Raises SettingError where this trainer cannot read as the choices say; no weights are loaded."""
         self.outline.check(trainer, self.choices.data.together)
-        if self.choices.model.is_compiled:
-            is_sharded = way_of(trainer.strategy) == "sharded"
-            require(not is_sharded, "model.compile", "be false with trainer.strategy model_parallel", got="true")
+        if compile := self.choices.model.compile:
+            is_sharded, got = way_of(trainer.strategy) == "sharded", "true" if compile is True else compile
+            require(not is_sharded, "model.compile", "be false with trainer.strategy model_parallel", got=got)
 
     def chosen(self, **changes: Any) -> dict[str, Any]:
         """The choices that a module is made of, with changes; copies, as some of them hold state."""
@@ -86,7 +86,8 @@ class Run:
         """
         seed_everything(self.config.seed, verbose=False)
         model = self.choices.model.load() if model is None else model
-        return DynamicEvaluation(model, self.tokenizer, digests=digests, **self.chosen(**changes))
+        compile = self.choices.model.compile
+        return DynamicEvaluation(model, self.tokenizer, digests=digests, compile=compile, **self.chosen(**changes))
 
     def read(
         self,

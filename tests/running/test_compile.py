@@ -1,5 +1,7 @@
 """`model.compile` and `model.attention`: what is configured is done, to the same numbers, or refused by name."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -36,8 +38,8 @@ def compiled(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: original(module, backend=backend, dynamic=True))
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: original(function, backend=backend))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield graphs
@@ -68,6 +70,45 @@ def test_a_compiled_model_scores_the_same(run, tmp_path, compiled, choices):
     assert other.nats.tolist() == pytest.approx(plain.nats.tolist(), rel=1e-5)
     exact = [column for column in plain if "nats" not in column]
     assert other[exact].equals(plain[exact])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, with which torch compiles for a CPU")
+@pytest.mark.parametrize("how", [True, pytest.param("reduce-overhead", marks=pytest.mark.exhaustive)])
+def test_a_model_compiled_by_inductor_scores_the_same(run, tmp_path, how):
+    torch._dynamo.reset()
+    choices = {"data": {"together": 2, "documents": 2, "max_tokens": 80}, "parameters": {"class_path": "LoRA"}}
+    assert [run("plain", **choices)[0], run("compiled", model={"compile": how}, **choices)[0]] == [0, 0]
+    plain, other = (pd.read_parquet(tmp_path / name / "segments.parquet") for name in ("plain", "compiled"))
+    assert other.nats.tolist() == pytest.approx(plain.nats.tolist(), rel=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_memory_outlives_the_graph_that_made_it(run, tmp_path, compiled, monkeypatch):
+    original, returned = torch.compile, []
+
+    def writes_over(function, mode=None):
+        """As a CUDA graph does: each call writes over what the last one returned."""
+        call = original(function)
+
+        def replay(*args):
+            for tensor in returned:
+                tensor.fill_(float("nan"))
+            nats, memory = call(*args)
+            returned[:] = [tensor for pair in memory for tensor in pair]
+            return nats, memory
+
+        return replay
+
+    monkeypatch.setattr(torch, "compile", writes_over)
+    choices = {"data": {"together": 2}}
+    assert [run("plain", **choices)[0], run("graphed", model={"compile": "reduce-overhead"}, **choices)[0]] == [0, 0]
+    assert returned
+    plain, other = (pd.read_parquet(tmp_path / name / "segments.parquet") for name in ("plain", "graphed"))
+    assert other.nats.tolist() == pytest.approx(plain.nats.tolist(), rel=1e-5)
 
 
 def test_parts_of_a_model_are_not_compiled_and_that_is_said(run, tmp_path):

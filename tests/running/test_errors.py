@@ -94,7 +94,10 @@ KNOWN_BEFORE_LOADING = {
         "trainer.logger.save_dr is not a setting of CSVLogger; did you mean trainer.logger.save_dir?",
     ),
     # Values of another type
-    "text for yes or no": (at("model.compile", "maybe"), "model.compile must be true or false, got maybe"),
+    "text for yes or no": (
+        at("model.compile", "maybe"),
+        "model.compile must be true, false or reduce-overhead, got maybe",
+    ),
     "another dtype": (at("model.dtype", "float16"), "model.dtype must be float32 or bfloat16, got float16"),
     "text for a number": (at("data.documents", "many"), "data.documents must be a whole number or null, got many"),
     "half a document": (at("data.documents", 2.5), "data.documents must be a whole number or null, got 2.5"),
