@@ -140,6 +140,26 @@ def test_errors_do_not_grow_over_300_segments(parameters, update, at_most):
     assert learned < at_most * static
 
 
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:read one row after another")
+@pytest.mark.parametrize("architecture", CONFIGS | EXPERTS)
+@pytest.mark.parametrize("parameters", [All(), LoRA(rank=2)], ids=str)
+def test_no_architecture_drifts_over_300_segments(architecture, parameters):
+    """At a rate that changes the nats of a token by a tenth of a nat and more."""
+    context = TransformerXL(4, 12) if architecture in [*WITH_MEMORY, *EXPERTS] else Overlapping(4, 16)
+    documents = [random_tokens(length, seed) for seed, length in enumerate((1200, 400, 37, 1100, 90, 203))]
+    choices = {"update": partial(torch.optim.SGD, lr=0.02 if parameters.are_adapters else 0.03), "reference": "static"}
+    choices |= {"parameters": parameters}
+    alone = run(tiny(architecture), documents, context, **choices)
+    assert (torch.cat(alone.nats[0]) - torch.cat(alone.static[0])).abs().mean() > 0.1
+    for together in (2, 5, 16):
+        beside = run(tiny(architecture), documents, context, together=together, **choices)
+        for one, other in zip(beside.nats, alone.nats, strict=True):
+            assert float(torch.cat(one).double().sum()) == pytest.approx(
+                float(torch.cat(other).double().sum()), rel=1e-5
+            )
+
+
 def test_order_and_neighbours_change_nothing():
     order = [6, 0, 3, 1, 7, 2, 5, 4]
     straight = run(tiny(), DOCUMENTS, TransformerXL(16, 24), together=3, update=SGD)
