@@ -96,7 +96,7 @@ class Segment:
         if self.inputs.device == device:
             return self
         tensors = self.inputs, self.targets
-        if device.type == "cuda":  # Lightning asks so for tensors alone: without it the host waits for the device
+        if device.type == "cuda" and self.inputs.device.type == "cpu":  # else the host would wait for the device
             non_blocking, tensors = True, (self.inputs.pin_memory(), self.targets.pin_memory())
         inputs, targets = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
         return replace(self, inputs=inputs, targets=targets)

@@ -17,14 +17,14 @@ class Fetch:
 
     def later(self, value: Tensor) -> "Later":
         """Asks for a value, which comes with all others once one of them is used."""
-        self._asked.append(Later(self, value))
+        self._asked.append(Later(self, value.detach()))  # a value with its graph would hold all activations
         return self._asked[-1]
 
     def bring(self) -> None:
-        """Waits for the device, once, and brings all that was asked for."""
+        """Waits for the device, once, and brings all that was asked for; `Later` calls it."""
         # As bytes of one tensor, those of wide types first, so that each begins at a multiple of its width.
         asked, self._asked = sorted(self._asked, key=lambda later: -later.value.itemsize), []
-        values = [later.value.detach().contiguous() for later in asked]
+        values = [later.value.contiguous() for later in asked]
         sent = torch.cat([value.flatten().view(torch.uint8) for value in values]).cpu()
         parts = sent.split([value.nbytes for value in values])
         for later, value, part in zip(asked, values, parts, strict=True):

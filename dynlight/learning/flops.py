@@ -151,7 +151,8 @@ class FlopCounter:
 
     def _static_flops(self, segment: Segment, memory: Memory) -> int:
         with FlopCounterMode(display=False) as counter:
-            self._weights.read_static(segment, memory)
+            self._weights.static_memory = memory
+            self._weights.score_static(segment)
         return _flops(counter)
 
     def _empty_memory(self, length: int) -> Memory:

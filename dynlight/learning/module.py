@@ -128,7 +128,7 @@ class DynamicEvaluation(LightningModule):
         self._processes: Processes | None = None
         self.totals = Totals()
         self.takes_digests = digests
-        self.compiles = compile
+        self.compile_mode = compile
         self.updates_due = 1  # how many to make from the present segment; the schedule sets it
         self.score: Score | None = None  # of the present segment; None: all documents of it have stopped
         # Updates are made by training_step itself: Lightning's own loop would scale the loss that callbacks see.
@@ -143,7 +143,7 @@ class DynamicEvaluation(LightningModule):
         self.gradients.end_round(self)
         if score is not None:
             after = self._digests(segment)
-            self.score = replace(score, digests=Digests(before, after) if before and after else None)
+            self.score = replace(score, digests=None if before is None or after is None else Digests(before, after))
             self.totals.add(self.score)
         self.totals.leave_out(self.failures)
 
@@ -165,13 +165,14 @@ class DynamicEvaluation(LightningModule):
             committed = self._commit(segment, *scored)
         with self.clock("learning"):
             finite = self._learn(segment, by_row, committed, early)
+        seconds = self.clock.take()
         if committed is None:
             return None
         self.weights.keep(memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
         updates = 0 if finite is None else self.updates_due
-        return replace(committed, updates=updates, seconds=self.clock.take())
+        return replace(committed, updates=updates, seconds=seconds)
 
     def _score(self, segment: Segment, static: Tensor | None) -> tuple[Tensor, Memory]:
         """Nats of each row, and the next memory; no forward where the initial weights have taken over every document."""
@@ -310,12 +311,12 @@ class DynamicEvaluation(LightningModule):
         self.weights: Weights
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
-                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compiles)
+                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compile_mode)
             if kinds := kinds_one_by_one(self.model):
                 rank_zero_warn(f"read one row after another, which takes longer: {', '.join(kinds)}")
         else:
             kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
-            self.weights = kind(self.model, self.context, self.compiles)
+            self.weights = kind(self.model, self.context, self.compile_mode)
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
@@ -339,7 +340,7 @@ class DynamicEvaluation(LightningModule):
 
     def release(self) -> None:
         """Frees the device of everything but the model, after a run has failed there."""
-        self.score = None
+        self.score, self.fetch = None, Fetch()
         for name in ("weights", "optimizers_of_rules"):
             vars(self).pop(name, None)
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from dynlight.choices.parameters import blocks_of
 from dynlight.documents.segments import Context
 from dynlight.learning.digests import sums_of_bits
-from dynlight.learning.weights import InPlace
+from dynlight.learning.weights import InPlace, all_finite
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
@@ -56,9 +56,7 @@ class Sharded(InPlace):
 
     def finite(self) -> Tensor:
         sums = [gradient.sum() for gradient in self._gradients()]
-        if not sums:
-            return torch.ones(1, dtype=torch.bool, device=self.model.device)
-        return _over_all(torch.stack(sums).sum()).isfinite().view(1)
+        return all_finite([_over_all(torch.stack(sums).sum())] if sums else [], 1, self.model.device)
 
     def drop_gradients(self) -> None:
         for weight in [*self.learned, *self._weights]:

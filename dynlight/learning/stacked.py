@@ -17,7 +17,7 @@ from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows
-from dynlight.learning.weights import Memory, Weights, moved
+from dynlight.learning.weights import Memory, Weights, all_finite, moved
 
 
 class Stacked(Weights):
@@ -72,12 +72,13 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
+    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
         spread = replace(segment, inputs=self._spread(segment.inputs), targets=self._spread(segment.targets))
+        nats_of = self._plain_nats_of if plain else self._nats_of
         with self._batch.of(spread.inputs):
-            return self._nats_of(self.model, spread, self.memory, self.context)
+            return nats_of(self.model, spread, self.memory, self.context)
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
@@ -99,11 +100,8 @@ class Stacked(Weights):
             gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
 
     def finite(self) -> Tensor:
-        # A sum is finite only if all terms are.
         sums = [stack.grad.flatten(1).sum(dim=1) for stack in self.learned if stack.grad is not None]
-        if not sums:
-            return torch.ones(len(self.owners), dtype=torch.bool, device=self.model.device)
-        return torch.stack(sums).isfinite().all(dim=0)
+        return all_finite(sums, len(self.owners), self.model.device)
 
     def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
         for rows, weights, optimizer in self._by_rule(optimizers):
@@ -158,7 +156,8 @@ class Stacked(Weights):
         """Lets the storage's first rows be the learned weights, and points each rule's weights at its own."""
         # New leaves, as autograd keeps the shape of one.
         self.learned[:] = [_leaf(storage[: len(self.owners)]) for storage in self._storage]
-        self._documents = torch.tensor([document for _, document in self.owners], device=self.model.device)
+        documents = [document for _, document in self.owners]
+        self._documents = torch.tensor(documents, dtype=torch.int64, device=self.model.device)
         counts = Counter(rule for rule, _ in self.owners)
         stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
         self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]

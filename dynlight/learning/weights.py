@@ -53,52 +53,77 @@ def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tupl
     Returns the logits of the scored tokens [D, S, V] and the memory for the next segment. Gradients reach the keys and
     values of this segment; the memory is detached.
     """
-    scored = segment.targets.shape[1]
+    positions = _positions(segment, context)
+    return _forward(model, segment.inputs, segment.targets.shape[1], positions, memory, context.memory)
+
+
+def nats_function(compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
+    """What reads a segment as `read` does and returns its nats [D, S] and the next memory.
+
+    Args:
+        compile: whether forward and backward run through `torch.compile`, at the first call; or its mode.
+    """
+    if compile:
+        # Static and learning; without memory, while it grows and full; one row and many: up to twenty graphs a run. Beyond
+        # its own limit of 8 torch would run what is new uncompiled.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    forward = torch.compile(_nats, mode=None if compile is True else str(compile)) if compile else _nats
+
+    def nats_of(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
+        # Positions are made here: as numbers they would be new to a graph in each segment.
+        positions = _positions(segment, context)
+        if isinstance(compile, str):
+            torch.compiler.cudagraph_mark_step_begin()
+        nats, next_memory = forward(model, segment.inputs, segment.targets, positions, memory, context.memory)
+        if isinstance(compile, str):  # the next replay of a CUDA graph writes over what this one has returned
+            nats, next_memory = nats.clone(), _copied(next_memory)
+        return nats, next_memory
+
+    return nats_of
+
+
+def _nats(
+    model: Any, inputs: Tensor, targets: Tensor, positions: Tensor | None, memory: Memory, room: int | None
+) -> tuple[Tensor, Memory]:
+    logits, memory = _forward(model, inputs, targets.shape[1], positions, memory, room)
+    return token_nats(logits, targets), memory
+
+
+def _forward(
+    model: Any, inputs: Tensor, scored: int, positions: Tensor | None, memory: Memory, room: int | None
+) -> tuple[Tensor, Memory]:
+    """Logits of the last `scored` tokens, and the next memory of at most `room` positions; None: none is kept."""
     # A cache is passed even without memory: transformers would else look for packed documents in the positions, which
     # takes time and a wait for the device.
     cache = DynamicCache(memory)
     logits = model(
-        input_ids=segment.inputs,
-        position_ids=None if context.memory is None else _positions(segment),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=scored,
+        input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=scored
     ).logits
-    if context.memory is None:
+    if room is None:
         return logits, None
-    drop = max(0, memory_length(memory) + scored - context.memory)
+    drop = max(0, memory_length(memory) + scored - room)
     return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
 
 
-def nats_of(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
-    """Nats [D, S] of a segment, and the memory for the next: all of a forward that `torch.compile` may make one graph of."""
-    logits, memory = read(model, segment, memory, context)
-    return token_nats(logits, segment.targets), memory
+def _copied(memory: Memory) -> Memory:
+    return [(keys.clone(), values.clone()) for keys, values in memory] if memory else memory
 
 
-def compiled(how: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
-    """`nats_of`, compiled where that is asked for: true, or a mode of `torch.compile`, which compiles at the first call."""
-    if not how:
-        return nats_of
-    # Static and learning; without memory, while it grows and full; one row and many: up to twenty graphs a run. Beyond its
-    # own limit of 8 torch would run what is new uncompiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    if how is True:
-        return torch.compile(nats_of)
-    graphed = torch.compile(nats_of, mode=str(how))
-
-    def nats_of_graphs(*args: Any) -> tuple[Tensor, Memory]:
-        # The next replay of a CUDA graph writes over what this one returns; the memory has to outlive it.
-        torch.compiler.cudagraph_mark_step_begin()
-        nats, memory = graphed(*args)
-        return nats, [(keys.clone(), values.clone()) for keys, values in memory] if memory else memory
-
-    return nats_of_graphs
-
-
-def _positions(segment: Segment) -> Tensor:
-    """Positions counted through the document, [1, S]."""
+def _positions(segment: Segment, context: Context) -> Tensor | None:
+    """Positions counted through the document, [1, S], where a memory goes before; else the model's own, from 0."""
+    if context.memory is None:
+        return None
     return torch.arange(segment.cut.start, segment.cut.stop, device=segment.inputs.device).unsqueeze(0)
+
+
+def all_finite(sums: list[Tensor], rows: int, device: torch.device) -> Tensor:
+    """Whether all of each row's gradients are finite, bool [rows], from sums of them: one is finite only if all terms are.
+
+    Shapes: of each weight that has a gradient, sums [rows], or a number where there is one row.
+    """
+    if not sums:
+        return torch.ones(rows, dtype=torch.bool, device=device)
+    return torch.stack(sums).view(len(sums), rows).isfinite().all(dim=0)
 
 
 class Weights(ABC):
@@ -114,7 +139,8 @@ class Weights(ABC):
     def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
         self.model = model
         self.context = context
-        self._nats_of = compiled(compile)
+        self._nats_of = nats_function(compile)
+        self._plain_nats_of = nats_function(False)
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
@@ -135,8 +161,8 @@ class Weights(ABC):
         """Drops all but the first `documents` documents of a wave from weights, memory and optimizer state."""
 
     @abstractmethod
-    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
-        """Nats [R, S] of a segment, each row under its own weights, and the next memory."""
+    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
+        """Nats [R, S] of a segment, each row under its own weights, and the next memory; `plain`: not compiled."""
 
     @abstractmethod
     def score_static(self, segment: Segment) -> Tensor:
@@ -161,7 +187,8 @@ class Weights(ABC):
     def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
         """Makes one update by each rule from the gradients of the last backward, which are then dropped.
 
-        A row whose gradients are not `finite` changes no other row.
+        Where they are not `finite`, weights of a single row stay as they were; one of several rows, from whose document
+        nothing more is learned, is spoiled and changes no other.
         """
 
     def drop_gradients(self) -> None:
@@ -207,14 +234,9 @@ class InPlace(Weights):
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """One document at a time: there is none to drop."""
 
-    def score(self, segment: Segment) -> tuple[Tensor, Memory]:
-        return self._nats_of(self.model, segment, self.memory, self.context)
-
-    @torch.no_grad()
-    def read_static(self, segment: Segment, memory: Memory) -> tuple[Tensor, Memory]:
-        """Logits [D, S, V] and next memory of a segment under θ0."""
-        with self._under_initial():
-            return read(self.model, segment, memory, self.context)
+    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
+        nats_of = self._plain_nats_of if plain else self._nats_of
+        return nats_of(self.model, segment, self.memory, self.context)
 
     @torch.no_grad()
     def score_static(self, segment: Segment) -> Tensor:
@@ -229,13 +251,8 @@ class InPlace(Weights):
         torch.nn.utils.clip_grad_norm_(self.learned, norm)
 
     def finite(self) -> Tensor:
-        # A sum is finite only if all terms are.
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
-        return (
-            torch.stack(sums).sum().isfinite().view(1)
-            if sums
-            else torch.ones(1, dtype=torch.bool, device=self.model.device)
-        )
+        return all_finite(sums, 1, self.model.device)
 
     def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
         for optimizer in optimizers if finite[0] else ():

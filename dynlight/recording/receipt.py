@@ -8,6 +8,7 @@ import json
 import os
 import weakref
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,11 +66,12 @@ class Receipt(Meter):
             "ledger": [],
         }
         self._link = first_link(self.contents)
+        self._last = None
         self._board = module.processes.board
         if self.folder is not None:
             ledger = ledger_of(self.folder, self._board.rank)
             ledger.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: a killed process loses no row, and a write costs less than a digest.
+            # Unbuffered: a killed process loses no row but the last, and a write costs less than a digest.
             self._lines = ledger.open("ab" if self._resumes else "wb", buffering=0)
             weakref.finalize(self, self._lines.close)  # of a run that fails, whose last checkpoint still asks for it
 
@@ -77,6 +79,8 @@ class Receipt(Meter):
         if module.score is not None:
             self._write_last()
             self._last = module.score
+        if segment.finished:  # its other files are written now
+            self._write_last()
 
     def _write_last(self) -> None:
         if (score := self._last) is None:
@@ -100,6 +104,10 @@ class Receipt(Meter):
         text = json.dumps(self.contents | {"ledger": None}, indent=1)
         rows = ",\n  ".join(json.dumps(row) for row in self.contents["ledger"])
         write_text(self.folder / "receipt.json", text.replace('"ledger": null', f'"ledger": [\n  {rows}\n ]') + "\n")
+
+    def fail(self, module: DynamicEvaluation, exception: BaseException) -> None:
+        with suppress(RuntimeError):  # where the device itself has failed
+            self._write_last()
 
     def state_dict(self) -> dict[str, Any]:
         """The first and last link of the ledger and its length in bytes; all of it is on disk once this returns."""

@@ -216,9 +216,10 @@ def comparisons() -> Iterator[Comparison]:
             at_least=0.97,
             tolerance=1e-5,
         )
+        compiled = partial(equal, compile=True)
         yield Comparison(
             f"compile: {model}, LoRA, segment 32, 16 documents: dynlight / dynlight compiled",
-            compiled := partial(equal, compile=True),
+            compiled,
             equal,
             at_least=1.4,
             tolerance=1e-5,

@@ -4,9 +4,10 @@
     python experiments/speed/gpu.py --shape 134m --together 16 --segment 128 --learns LoRA
     python experiments/speed/gpu.py --shape tiny --accelerator cpu --peak 0.1 --segment 32 --together 4   # tries the script
 
-Each row is one process's run of documents of random weights and tokens: tokens per second, the share of the chip's bf16
+Each row is a run on random weights and tokens: tokens per second, the share of the chip's bf16
 peak (FLOPs as dynlight counts them), kernels launched and waits for the device in a segment, and peak memory. Beside it, in
-the same process, is the loop by hand (`by_hand.py`): one model, adapters by `bmm`, compiled alike, the same rule, no tables.
+the same process, is the loop by hand (`by_hand.py`): one model, adapters by `bmm`, compiled alike, the same rule, no tables
+and no receipt.
 Their nats must agree. LoRA (rank 8) has frozen weights in bf16; where all weights learn they are fp32 under bf16 autocast,
 and the loop by hand reads one document. Each document has memory for 512 positions; times are of segments at full memory.
 What the time does not suffice for is said at the end; the middle of the grid comes first.
@@ -32,6 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from dynlight import All, DocumentStream, DynamicEvaluation, LoRA, Records, TransformerXL
 from dynlight.recording.memory import peak_memory
+from dynlight.recording.receipt import Receipt
 
 MEMORY = 512
 TIMED = 10  # segments
@@ -137,6 +139,10 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
     warm_up = -(-MEMORY // cell.segment) + 4  # until memory is full, and its shapes are compiled
     count = cell.segment * (warm_up + TIMED)
     scored = cell.together * cell.segment * TIMED
+    gc.collect()  # what a row before it has left, also one that ran out of memory
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     try:
         torch.compiler.reset()
         model, clock = make(), Clock(warm_up)
@@ -148,9 +154,10 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
             parameters=LoRA(rank=8) if cell.learns == "LoRA" else All(),
             update=Rule,
             reference=None,
+            digests=True,
             compile=HOW[cell.how],
         )
-        records = Records()
+        records, receipt = Records(), Receipt()
         trainer = Trainer(
             max_epochs=1,
             accelerator=device.type,
@@ -160,7 +167,7 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[records, clock],
+            callbacks=[records, receipt, clock],
         )
         documents = [document(index, ids) for index in range(cell.together)]
         trainer.fit(module, DocumentStream.of(documents, cell.together))
@@ -181,12 +188,7 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
             apart = abs(nats - by_hand) / by_hand
             assert apart <= TOLERANCE[torch.bfloat16 if on_gpu else torch.float32], f"{cell}: {nats}, {by_hand} nats"
     except torch.OutOfMemoryError:
-        row.note = "out of memory"
-    finally:
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        row.note = "out of memory" if row.tokens_per_second is None else "by hand: out of memory"
     return row
 
 

@@ -173,3 +173,8 @@ def test_what_is_asked_later_comes_later():
     second = fetch.later(torch.tensor([2.0]))
     assert first().item() == 1.0 and not second.has_arrived
     assert second().item() == 2.0
+
+
+def test_what_is_asked_for_does_not_hold_the_graph():
+    weight = torch.ones(3, requires_grad=True)
+    assert not Fetch().later(2 * weight).value.requires_grad

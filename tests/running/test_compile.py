@@ -87,7 +87,7 @@ def test_a_model_compiled_by_inductor_scores_the_same(run, tmp_path, how):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_memory_outlives_the_graph_that_made_it(run, tmp_path, compiled, monkeypatch):
+def test_nats_and_memory_outlive_the_graph_that_made_them(run, tmp_path, compiled, monkeypatch):
     original, returned = torch.compile, []
 
     def writes_over(function, mode=None):
@@ -96,9 +96,9 @@ def test_memory_outlives_the_graph_that_made_it(run, tmp_path, compiled, monkeyp
 
         def replay(*args):
             for tensor in returned:
-                tensor.fill_(float("nan"))
+                tensor.data.fill_(float("nan"))
             nats, memory = call(*args)
-            returned[:] = [tensor for pair in memory for tensor in pair]
+            returned[:] = [nats, *(tensor for pair in memory for tensor in pair)]
             return nats, memory
 
         return replay
