@@ -15,8 +15,8 @@ from dynlight.choices.parameters import AdaptedLinear
 
 MEMORY = 256
 RATE = 0.01
-WARM_UP = 10  # segments before the clock starts
-Result = tuple[float, float]  # nats, seconds after the warm-up
+WARM_UP = 10  # segments of a document before the clock starts
+Result = tuple[float, float]  # nats, seconds a token after the warm-up
 SGD = partial(torch.optim.SGD, lr=RATE, fused=True)
 
 
@@ -121,4 +121,4 @@ def adapt_by_hand(
         rule.zero_grad()
         if isinstance(compile, str):  # the next replay writes over what this one has returned
             kept = [(keys.clone(), values.clone()) for keys, values in kept]
-    return total, now(device) - began
+    return total, (now(device) - began) / (documents * (count - warm_up * segment))

@@ -180,11 +180,11 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
         del model, module, trainer
         if cell.learns == "LoRA" or cell.together == 1:
             torch.compiler.reset()
-            by_hand, seconds = adapt_by_hand(
+            by_hand, seconds_a_token = adapt_by_hand(
                 make, count, cell.segment, cell.together, cell.learns == "LoRA", Rule, HOW[cell.how],
                 memory=MEMORY, warm_up=warm_up, autocast=on_gpu,
             )  # fmt: skip
-            row.by_hand = round(scored / seconds)
+            row.by_hand = round(1 / seconds_a_token)
             apart = abs(nats - by_hand) / by_hand
             assert apart <= TOLERANCE[torch.bfloat16 if on_gpu else torch.float32], f"{cell}: {nats}, {by_hand} nats"
     except torch.OutOfMemoryError:
