@@ -291,9 +291,9 @@ def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monk
     documents = [random_tokens(64, 3), random_tokens(64, 4)]
     score = Stacked.score
 
-    def spoiled(self, segment):
+    def spoiled(self, segment, plain=False):
         """As a kernel may that multiplies what it masks by 0: the first row is NaN as soon as token 60 is among inputs."""
-        nats, kept = score(self, segment)
+        nats, kept = score(self, segment, plain)
         if self.owners[:1] == [(0, 0)] and (segment.inputs[0] == 60).any():
             nats = torch.cat([nats[:1] * math.nan, nats[1:]])
         return nats, kept
