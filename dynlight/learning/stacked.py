@@ -17,7 +17,7 @@ from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows
-from dynlight.learning.weights import Memory, Weights, all_finite, moved
+from dynlight.learning.weights import Memory, Weights, all_finite, each_of, moved
 
 
 class Stacked(Weights):
@@ -76,9 +76,8 @@ class Stacked(Weights):
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
         spread = replace(segment, inputs=self._spread(segment.inputs), targets=self._spread(segment.targets))
-        nats_of = self._plain_nats_of if plain else self._nats_of
         with self._batch.of(spread.inputs):
-            return nats_of(self.model, spread, self.memory, self.context)
+            return self._read(spread, self.memory, plain)
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
@@ -87,7 +86,7 @@ class Stacked(Weights):
     def score_static(self, segment: Segment) -> Tensor:
         self._switch_adapters(False)
         try:
-            nats, self.static_memory = self._nats_of(self.model, segment, self.static_memory, self.context)
+            nats, self.static_memory = self._read(segment, self.static_memory)
         finally:
             self._switch_adapters(True)
         return nats
@@ -200,14 +199,12 @@ def _leaf(data: Tensor) -> Tensor:
 
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
     """The memory of these rows."""
-    return [(keys[rows], values[rows]) for keys, values in memory] if memory else memory
+    return each_of(memory, lambda tensor: tensor[rows])
 
 
 def _as_batch(memory: Memory) -> Memory:
     """A memory as it is now, from a checkpoint of dynlight 0.1, in which each row was a batch of one: [R, 1, …]."""
-    return [
-        (keys.squeeze(1), values.squeeze(1)) if keys.ndim > 4 else (keys, values) for keys, values in memory or ()
-    ] or None
+    return each_of(memory, lambda tensor: tensor.squeeze(1) if tensor.ndim > 4 else tensor)
 
 
 def as_index(rows: Sequence[int]) -> slice | Tensor:

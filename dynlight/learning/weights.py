@@ -42,9 +42,14 @@ def memory_length(memory: Memory) -> int:
     return memory[0][0].shape[-2] if memory else 0
 
 
+def each_of(memory: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+    """The memory with each of its keys and values changed."""
+    return [(change(keys), change(values)) for keys, values in memory] if memory else memory
+
+
 def moved(memory: Memory, device: torch.device) -> Memory:
     """The same memory on a device."""
-    return [(keys.to(device), values.to(device)) for keys, values in memory] if memory else memory
+    return each_of(memory, lambda tensor: tensor.to(device))
 
 
 def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
@@ -76,7 +81,7 @@ def nats_function(compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
             torch.compiler.cudagraph_mark_step_begin()
         nats, next_memory = forward(model, segment.inputs, segment.targets, positions, memory, context.memory)
         if isinstance(compile, str):  # the next replay of a CUDA graph writes over what this one has returned
-            nats, next_memory = nats.clone(), _copied(next_memory)
+            nats, next_memory = nats.clone(), each_of(next_memory, torch.clone)
         return nats, next_memory
 
     return nats_of
@@ -103,10 +108,6 @@ def _forward(
         return logits, None
     drop = max(0, memory_length(memory) + scored - room)
     return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
-
-
-def _copied(memory: Memory) -> Memory:
-    return [(keys.clone(), values.clone()) for keys, values in memory] if memory else memory
 
 
 def _positions(segment: Segment, context: Context) -> Tensor | None:
@@ -140,7 +141,6 @@ class Weights(ABC):
         self.model = model
         self.context = context
         self._nats_of = nats_function(compile)
-        self._plain_nats_of = nats_function(False)
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
@@ -212,6 +212,11 @@ class Weights(ABC):
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
 
+    def _read(self, segment: Segment, memory: Memory, plain: bool = False) -> tuple[Tensor, Memory]:
+        """Nats of a segment by the model as it is now, and the next memory; `plain`: not compiled."""
+        nats_of = nats_function(False) if plain else self._nats_of
+        return nats_of(self.model, segment, memory, self.context)
+
     def _switch_adapters(self, on: bool) -> None:
         for adapter in self._adapters:
             adapter.enable_adapters(on)
@@ -235,13 +240,12 @@ class InPlace(Weights):
         """One document at a time: there is none to drop."""
 
     def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
-        nats_of = self._plain_nats_of if plain else self._nats_of
-        return nats_of(self.model, segment, self.memory, self.context)
+        return self._read(segment, self.memory, plain)
 
     @torch.no_grad()
     def score_static(self, segment: Segment) -> Tensor:
         with self._under_initial():
-            nats, self.static_memory = self._nats_of(self.model, segment, self.static_memory, self.context)
+            nats, self.static_memory = self._read(segment, self.static_memory)
         return nats
 
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from benchmark import document, quiet
@@ -52,19 +52,9 @@ WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 Rule = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 
-class Cell(NamedTuple):
-    """What is measured."""
-
-    shape: str
-    learns: str
-    segment: int
-    together: int
-    how: str
-
-
 @dataclass
 class Row:
-    """What was found; None where it was not measured."""
+    """What is measured, and what was found; None where it was not measured."""
 
     shape: str
     learns: str
@@ -122,23 +112,23 @@ def llama(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMod
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
 
 
-def cells(chosen: argparse.Namespace) -> Iterator[Cell]:
+def rows_of(chosen: argparse.Namespace) -> Iterator[Row]:
     """What is to be measured: of each shape the middle of the grid first."""
     for shape in chosen.shape:
         for segment in sorted(chosen.segment, key=lambda length: abs(length - 128)):
             for learns in chosen.learns:
                 for together in sorted(chosen.together, key=lambda count: abs(count - 16)):
-                    yield from (Cell(shape, learns, segment, together, how) for how in chosen.how)
+                    yield from (Row(shape, learns, segment, together, how) for how in chosen.how)
 
 
-def measure(cell: Cell, device: torch.device, peak: float) -> Row:
-    """One row of the table."""
-    row, on_gpu = Row(*cell), device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu and cell.learns == "LoRA" else torch.float32
-    make = partial(llama, cell.shape, dtype, device)
-    warm_up = -(-MEMORY // cell.segment) + 4  # until memory is full, and its shapes are compiled
-    count = cell.segment * (warm_up + TIMED)
-    scored = cell.together * cell.segment * TIMED
+def measure(row: Row, device: torch.device, peak: float) -> None:
+    """Fills in one row of the table."""
+    on_gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu and row.learns == "LoRA" else torch.float32
+    make = partial(llama, row.shape, dtype, device)
+    warm_up = -(-MEMORY // row.segment) + 4  # until memory is full, and its shapes are compiled
+    count = row.segment * (warm_up + TIMED)
+    scored = row.together * row.segment * TIMED
     gc.collect()  # what a row before it has left, also one that ran out of memory
     if on_gpu:
         torch.cuda.empty_cache()
@@ -146,16 +136,16 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
     try:
         torch.compiler.reset()
         model, clock = make(), Clock(warm_up)
-        ids = tokens(model, count + cell.segment * PROFILED)
+        ids = tokens(model, count + row.segment * PROFILED)
         module = DynamicEvaluation(
             model,
             None,
-            context=TransformerXL(cell.segment, MEMORY),
-            parameters=LoRA(rank=8) if cell.learns == "LoRA" else All(),
+            context=TransformerXL(row.segment, MEMORY),
+            parameters=LoRA(rank=8) if row.learns == "LoRA" else All(),
             update=Rule,
             reference=None,
             digests=True,
-            compile=HOW[cell.how],
+            compile=HOW[row.how],
         )
         records, receipt = Records(), Receipt()
         trainer = Trainer(
@@ -169,8 +159,8 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
             enable_model_summary=False,
             callbacks=[records, receipt, clock],
         )
-        documents = [document(index, ids) for index in range(cell.together)]
-        trainer.fit(module, DocumentStream.of(documents, cell.together))
+        documents = [document(index, ids) for index in range(row.together)]
+        trainer.fit(module, DocumentStream.of(documents, row.together))
         row.tokens_per_second = round(scored / clock.seconds)
         row.share_of_peak = round(clock.flops * TIMED / clock.seconds / (peak * 1e12), 4)
         row.launches, row.waits = clock.launches, clock.waits
@@ -178,18 +168,17 @@ def measure(cell: Cell, device: torch.device, peak: float) -> Row:
         rows = records.segments
         nats = rows.nats[rows.segment < warm_up + TIMED].sum()
         del model, module, trainer
-        if cell.learns == "LoRA" or cell.together == 1:
+        if row.learns == "LoRA" or row.together == 1:
             torch.compiler.reset()
             by_hand, seconds_a_token = adapt_by_hand(
-                make, count, cell.segment, cell.together, cell.learns == "LoRA", Rule, HOW[cell.how],
+                make, count, row.segment, row.together, row.learns == "LoRA", Rule, HOW[row.how],
                 memory=MEMORY, warm_up=warm_up, autocast=on_gpu,
             )  # fmt: skip
             row.by_hand = round(1 / seconds_a_token)
             apart = abs(nats - by_hand) / by_hand
-            assert apart <= TOLERANCE[torch.bfloat16 if on_gpu else torch.float32], f"{cell}: {nats}, {by_hand} nats"
+            assert apart <= TOLERANCE[torch.bfloat16 if on_gpu else torch.float32], f"{row}: {nats}, {by_hand} nats"
     except torch.OutOfMemoryError:
         row.note = "out of memory" if row.tokens_per_second is None else "by hand: out of memory"
-    return row
 
 
 def main() -> None:
@@ -214,13 +203,14 @@ def main() -> None:
         sys.exit(f"error: --peak must be given for {name}, whose peak is not known here")
     quiet()
     began, longest, rows = time.perf_counter(), 0.0, []
-    left = list(cells(chosen))
+    left = list(rows_of(chosen))
     with chosen.out.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(field.name for field in fields(Row))
         while left and time.perf_counter() - began + longest < chosen.minutes * 60:
             start = time.perf_counter()
-            rows.append(measure(left.pop(0), device, peak))
+            rows.append(left.pop(0))
+            measure(rows[-1], device, peak)
             longest = max(longest, time.perf_counter() - start)
             table.writerow(astuple(rows[-1]))
             file.flush()
