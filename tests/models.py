@@ -52,7 +52,7 @@ CONFIGS = {
         layer_types=["sliding_attention", "full_attention"] * 2,
     ),
 }
-# Mixtures of experts, whose FLOPs are not counted.
+# Mixtures of experts.
 EXPERTS = {
     "mixtral": MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": Qwen3MoeConfig(**_LLAMA, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),

@@ -33,7 +33,7 @@ from folders import configuration, save_model
 from fuzz import fuzz
 
 from dynlight import fit
-from dynlight.learning.flops import FlopCounter
+from dynlight.learning.flops import EmptyModel
 from dynlight.recording import checkpoint, resume, sealed
 from dynlight.recording.ledger import line_of
 from dynlight.recording.receipt import Receipt
@@ -225,18 +225,18 @@ class Torture:
 
     def _remember_flops(self, name: str) -> None:
         """Shapes are measured once for all sessions: it takes longer than the run."""
-        file, measure = self.root / f"{name} flops.pickle", FlopCounter._measure_shape
+        file, measure = self.root / f"{name} flops.pickle", EmptyModel.measure
         known = pickle.loads(file.read_bytes()) if file.exists() else {}
 
-        def remembered(counter: FlopCounter, *shape: Any) -> Any:
+        def remembered(copied: EmptyModel, *shape: Any) -> Any:
             if shape not in known:
-                known[shape] = measure(counter, *shape)
+                known[shape] = measure(copied, *shape)
                 draft = file.with_suffix(".draft")
                 draft.write_bytes(pickle.dumps(known))
                 draft.rename(file)
             return known[shape]
 
-        FlopCounter._measure_shape = remembered
+        EmptyModel.measure = remembered
 
     def compare(self, whole: Path, out: Path, files: Sequence[str] = SAME) -> None:
         assert {file.name for file in whole.iterdir()} == {file.name for file in out.iterdir()}, list(out.iterdir())

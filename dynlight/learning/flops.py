@@ -13,10 +13,14 @@ memory traffic rather than FLOPs, which is why wall-clock time and FLOPs differ 
 """
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from textwrap import shorten
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,16 +36,16 @@ from dynlight.learning.weights import InPlace, Memory, read, token_nats
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one segment of one document."""
+    """FLOPs of one segment of one document: whole numbers; NaN where they are not known."""
 
-    forward: int = 0
-    activation: int = 0  # backward through activations
-    weight: int = 0  # backward to weights
-    update: int = 0  # elementwise operations of the optimizer, in no total
-    static: int = 0  # the static reference's forward, in no total
+    forward: float = 0
+    activation: float = 0  # backward through activations
+    weight: float = 0  # backward to weights
+    update: float = 0  # elementwise operations of the optimizer, in no total
+    static: float = 0  # the static reference's forward, in no total
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """Forward and backward of the adapted model."""
         return self.forward + self.activation + self.weight
 
@@ -55,13 +59,22 @@ class Flops:
         )
 
 
-class FlopCounter:
-    """Measures each shape once, on a copy of the model without data (torch's `meta` device).
+UNKNOWN = Flops(*[math.nan] * 5)
 
-    The copy runs the same modules in the same way, so nothing is assumed about the architecture, and measuring costs
-    neither memory nor arithmetic. Attention runs as plain matrix products there, as fused kernels hide theirs, and the
-    tables of rotary positions are left out. A memory between empty and full is not measured: the cost is linear in its
-    length.
+
+class FlopCounter:
+    """What a segment of any shape costs, measured on a copy of the model without data before the run.
+
+    Every product that a forward makes has as its sides widths of the model, the r tokens that are read, the scored ones,
+    and the positions in view. So with c tokens read again and m positions of memory each kind of FLOPs is
+
+        constant + line · r + again · c + square · r (r + m)
+
+    whose coefficients are solved from the smallest shapes. What they give is measured at the largest shape, too: where it
+    isn't so, as in a model that fills up its segments to a fixed length, each shape is measured by itself.
+
+    A model or an optimizer that does something which needs data cannot be measured: its FLOPs are NaN, and `failure` says
+    why. No score depends on them.
 
     Args:
         model: with `requires_grad` on the weights that learn.
@@ -79,77 +92,92 @@ class FlopCounter:
         has_reference: bool = False,
         has_static_expert: bool = False,
     ) -> None:
-        self._model = _without_data(model)
-        # Tokens and masks have no values here: eager attention asks a mask for none, and a model that has no padding token
-        # asks no token whether it is one.
-        self._model.set_attn_implementation("eager")
-        self._model.config.pad_token_id = None
-        self._weights = InPlace(self._model, context)
-        self._rules = rules
-        self._has_reference = has_reference
+        self._memory = context.memory or 0
         self._has_static_expert = has_static_expert
-        self._measure = cache(self._measure_shape)
-        self._update_flops = cache(self._measure_update)
         self._count = cache(self._count_shape)
+        self.failure: str | None = None
+        self._cost: Cost = lambda *shape: UNKNOWN
+        self._update_flops = [math.nan for _ in rules]
+        with self._noting_failure():
+            copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference)
+            self._cost = _cost_of(copied, context)
+            for number, rule in enumerate(rules):
+                self._update_flops[number] = copied.measure_update(rule)
 
     def count(self, score: Score, row: int = 0) -> Flops:
         """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts."""
         cut = score.segment.cut
         learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
-        memory = min(self._weights.context.memory or 0, cut.start)
+        memory = min(self._memory, cut.start)
         return self._count(cut.context, cut.stop - cut.start, memory, score.updates_of(row), learners)
 
     def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
-        once = self._at_memory(context, scored, memory, learns=updates > 0)
+        once = self._cost(context, scored, memory)
         of_learner = once.times(updates)
         total = {kind: len(learners) * flops for kind, flops in asdict(of_learner).items()}
         if updates:
-            total["update"] = updates * sum(self._update_flops(learner) for learner in learners)
+            total["update"] = updates * sum(self._update_flops[learner] for learner in learners)
         total["static"] = once.static
         if self._has_static_expert:
             total["forward"] += once.static
         return Flops(**total)
 
-    def _at_memory(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
-        full = self._weights.context.memory
-        if not full or memory in (0, full):
-            return self._measure(context, scored, memory, learns)
-        # The memory's length is one dimension of each product that it enters, so the cost is linear in it.
-        at_none, at_full = (self._measure(context, scored, length, learns) for length in (0, full))
-        kinds = {}
-        for kind, most in asdict(at_full).items():
-            least = getattr(at_none, kind)
-            assert (most - least) * memory % full == 0, "a line through whole numbers of FLOPs a position"
-            kinds[kind] = least + (most - least) * memory // full
-        return Flops(**kinds)
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the code of a model or an optimizer raises where there is no data
+            self.failure = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
 
-    def _measure_shape(self, context: int, scored: int, memory: int, learns: bool) -> Flops:
+
+class EmptyModel:
+    """A copy of the model without data (torch's `meta` device), on which a shape costs neither memory nor arithmetic.
+
+    The copy runs the same modules in the same way, so nothing is assumed about the architecture. Attention runs as plain
+    matrix products there, as fused kernels hide theirs; each token is read by as many experts as in the model, though not
+    by which; and the tables of rotary positions are left out.
+    """
+
+    def __init__(self, model: nn.Module, context: Context, learns: bool, has_reference: bool) -> None:
+        self._model = _without_data(model)
+        # Tokens and masks have no values here: eager attention asks a mask for none, and a model that has no padding token
+        # asks no token whether it is one. Experts that are chosen by tokens would be counted by the values, too.
+        self._model.set_attn_implementation("eager")
+        self._model.set_experts_implementation("batched_mm")
+        self._model.config.pad_token_id = None
+        self._weights = InPlace(self._model, context)
+        self._learns = learns
+        self._has_reference = has_reference
+
+    # Adapters of experts switch autocast off, which `meta` doesn't know.
+    @patch.object(torch, "autocast", lambda **settings: nullcontext())
+    def measure(self, context: int, scored: int, memory: int) -> Flops:
+        """The FLOPs of one forward and backward over a segment, and of the static reference's forward."""
         segment = _empty_segment(context, scored)
         carried = self._empty_memory(memory)
-        holders = [module for module in self._model.modules() if _holds_learned(module)] if learns else []
         outputs: list[Tensor] = []
-        hooks = [holder.register_forward_hook(lambda *call: outputs.append(call[-1])) for holder in holders]
-        with torch.set_grad_enabled(learns), FlopCounterMode(display=False) as counter:
+        hooks = [
+            module.register_forward_hook(lambda *call: outputs.extend(_learned_tensors(call[-1])))
+            for module in self._model.modules()
+            if self._learns and _holds_learned(module)
+        ]
+        with torch.set_grad_enabled(self._learns), FlopCounterMode(display=False) as counter:
             logits, _ = read(self._model, segment, carried, self._weights.context)
-            forward = _flops(counter)
+            forward, activation, weight = _flops(counter), 0, 0
             for hook in hooks:
                 hook.remove()
-            if learns:
+            if self._learns:
                 loss = token_nats(logits, segment.targets).mean()
                 # A backward to the outputs of the modules that hold learned weights crosses activations alone; the one to
                 # the weights crosses them a second time.
-                torch.autograd.grad(loss, outputs, retain_graph=True)
+                torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
                 activation = _flops(counter) - forward
                 torch.autograd.grad(loss, self._weights.learned, allow_unused=True)
                 weight = _flops(counter) - forward - 2 * activation
-        return Flops(
-            forward=forward,
-            activation=activation if learns else 0,
-            weight=weight if learns else 0,
-            static=self._static_flops(segment, carried) if self._has_reference else 0,
-        )
+        static = self._measure_static(segment, carried) if self._has_reference else 0
+        return Flops(forward=forward, activation=activation, weight=weight, static=static)
 
-    def _static_flops(self, segment: Segment, memory: Memory) -> int:
+    def _measure_static(self, segment: Segment, memory: Memory) -> int:
         with FlopCounterMode(display=False) as counter:
             self._weights.static_memory = memory
             self._weights.score_static(segment)
@@ -168,9 +196,10 @@ class FlopCounter:
         assert memory, "only a context with memory carries one"
         return memory
 
-    def _measure_update(self, rule: int) -> int:
+    def measure_update(self, rule: Update) -> int:
+        """The elements that an update by a rule writes."""
         weights = [nn.Parameter(torch.empty_like(weight)) for weight in self._weights.learned]
-        optimizer = self._rules[rule](weights)
+        optimizer = rule(weights)
         if isinstance(optimizer, NeedsStatistics):
             optimizer.use_statistics([torch.empty_like(weight) for weight in weights])
         for group in optimizer.param_groups:
@@ -181,6 +210,44 @@ class FlopCounter:
         with _ElementCounter() as counter:
             optimizer.step()
         return counter.elements
+
+
+Cost = Callable[[int, int, int], Flops]  # of context, scored tokens and memory
+
+
+def _cost_of(copied: EmptyModel, context: Context) -> Cost:
+    """The FLOPs of any shape, solved from those of few (see `FlopCounter`)."""
+    measure = cache(copied.measure)
+    of_two, of_three, of_four = (_row(measure(0, scored, 0)) for scored in (2, 3, 4))
+    square = (of_four - 2 * of_three + of_two) // 2
+    line = of_three - of_two - 5 * square
+    constant = of_two - 2 * line - 4 * square
+    far = 1_000_000_000  # tokens into a document, where all that a context can have in view is there
+    largest = context.context(far, far + context.segment), context.segment, context.memory or 0
+    again = _row(measure(1, 2, 0)) - of_three if largest[0] else 0
+
+    def solved(context: int, scored: int, memory: int) -> Flops:
+        read = context + scored
+        forward, activation, weight, static = (
+            constant + line * read + again * context + square * read * (read + memory)
+        ).tolist()
+        return Flops(forward, activation, weight, static=static)
+
+    return solved if solved(*largest) == measure(*largest) else measure
+
+
+def _row(flops: Flops) -> np.ndarray:
+    return np.array([flops.forward, flops.activation, flops.weight, flops.static], dtype=np.int64)
+
+
+def _learned_tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a module's output through which gradients go."""
+    if isinstance(output, Tensor):
+        if output.grad_fn is not None:
+            yield output
+    elif isinstance(output, list | tuple):
+        for each in output:
+            yield from _learned_tensors(each)
 
 
 def _flops(counter: FlopCounterMode) -> int:

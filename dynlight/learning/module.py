@@ -279,7 +279,12 @@ class DynamicEvaluation(LightningModule):
     @cached_property
     def flop_counter(self) -> FlopCounter:
         """What counts the FLOPs of a segment."""
-        return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
+        counter = FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
+        if counter.failure is not None:
+            rank_zero_warn(
+                f"FLOPs are not counted, as that needs the model's code to run without data: {counter.failure}"
+            )
+        return counter
 
     @property
     def processes(self) -> Processes:

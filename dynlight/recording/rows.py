@@ -1,6 +1,7 @@
 """Rows: the columns of a run's parquet files, and the rows of a document that are not on disk yet."""
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class BufferedRows:
             None if score.static_sums is None else score.static_sums[row],
             updates > 0,
             updates,
-            *(flops.total, flops.forward, flops.activation, flops.weight, flops.update, flops.static),
+            *(None if math.isnan(each) else each for each in (flops.total, *astuple(flops))),
         )
 
     def _timing(self, score: Score) -> tuple[Any, ...]:

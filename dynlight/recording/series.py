@@ -1,5 +1,6 @@
 """Series: what loggers draw of a run, scores over tokens and over FLOPs, with a point after every segment."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class FlopsLogger(Meter):
         self._resumes = resumes
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
-        self._axes = {"tokens": 0, "flops": 0}
+        self._axes: dict[str, float] = {"tokens": 0, "flops": 0}
         self._costs: dict[str, float] = {"update_flops": 0, "static_flops": 0}
         self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
         self._board = module.processes.board
@@ -93,9 +94,9 @@ class FlopsLogger(Meter):
     def recount(self, finished: Sequence[Finished]) -> None:
         for rows in (earlier.rows for earlier in finished):
             self._axes["tokens"] += int(rows.tokens.sum())
-            self._axes["flops"] += int(rows.flops.sum())
+            self._axes["flops"] += rows.flops.sum(skipna=False).item()
             for name in self._costs:
-                self._costs[name] += rows[name].sum().item()
+                self._costs[name] += rows[name].sum(skipna=False).item()
         self._points.go_on(tokens=self._axes["tokens"])
 
     def _of_all(
@@ -110,6 +111,7 @@ class FlopsLogger(Meter):
     def _log(self, module: DynamicEvaluation, last: Sums, weights: dict[str, float], at_once: bool = False) -> None:
         axes, costs, read, whole = self._of_all(module, at_once)
         series = _series(read, whole, last, has_static=module.reference is not None)
+        axes, costs = _known(axes), _known(costs)
         self._points.add({"axes": axes, "series": series, "costs": costs, "weights": weights})
 
 
@@ -130,6 +132,11 @@ def _series(read: Sums, whole: Sums, last: Sums, has_static: bool) -> dict[str, 
             "segment_gain_nats_per_token": nats_per_token(last.static_nats - last.nats, last.tokens),
         }
     return {name: value for name, value in series.items() if value is not None}
+
+
+def _known(numbers: dict[str, float]) -> dict[str, float]:
+    """Those that are numbers: FLOPs are NaN where they could not be counted."""
+    return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 def _expert_weights(score: Score, module: DynamicEvaluation) -> dict[str, float]:

@@ -1,17 +1,19 @@
 """FLOPs as measured against FLOPs by arithmetic, on every architecture."""
 
+import math
+from dataclasses import astuple, replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from models import CONFIGS, WITH_MEMORY, tiny
+from models import CONFIGS, EXPERTS, WITH_MEMORY, tiny
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, RMSDynamic, TransformerXL
 from dynlight.documents.segments import Cut
-from dynlight.learning.flops import Flops
+from dynlight.learning.flops import EmptyModel, Flops
 
 pytestmark = pytest.mark.flops
 
@@ -186,3 +188,98 @@ def test_update_counts_elements_written(update, operations):
     counts, module = counter("llama", update=update)
     learned = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
     assert measure(counts).update == operations * learned
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, *EXPERTS])
+@pytest.mark.parametrize("context", [Overlapping(16, 48), TransformerXL(16, 48)], ids=["overlapping", "memory"])
+def test_any_shape_costs_what_is_solved_from_few(architecture, context):
+    if context.memory and architecture in ("gpt2", "opt"):
+        pytest.skip("its positions are no rotations")
+    counts, module = counter(architecture, LoRA(rank=2), context)
+    copied = EmptyModel(module.model, context, learns=True, has_reference=True)
+    with_memory = [(0, 1, 0), (0, 9, 0), (0, 7, 16), (0, 16, 31), (0, 16, 48)]
+    for again, scored, memory in with_memory if context.memory else [(0, 1, 0), (31, 9, 0), (32, 16, 0)]:
+        found = measure(counts, again, scored, memory)
+        assert replace(found, update=0) == copied.measure(again, scored, memory)
+    assert counts.failure is None
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_each_token_costs_as_many_experts_as_read_it(architecture):
+    counts, module = counter(architecture)
+    found = measure(counts, 48, 16)
+    config = module.model.config
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    experts = BLOCKS * config.num_experts_per_tok * 3 * config.hidden_size * width
+    router = BLOCKS * config.num_local_experts * config.hidden_size
+    inside, output = matrices(module.model)
+    inside += experts + router
+    attention = 4 * BLOCKS * attention_width(module.model) * 64 * 64
+    assert found.forward == 2 * inside * 64 + 2 * output * 16 + attention
+    assert found.weight == 2 * inside * 64 + 2 * output * 16
+
+
+def test_a_module_with_a_weight_may_return_a_tuple():
+    class Twice(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.scale = inner, nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return self.inner(x) * self.scale, None
+
+    class First(nn.Module):
+        def __init__(self, pair):
+            super().__init__()
+            self.pair = pair
+
+        def forward(self, x):
+            return self.pair(x)[0]
+
+    model = tiny("llama")
+    model.model.layers[1].mlp = First(Twice(model.model.layers[1].mlp))
+    counts, _ = counter(model)
+    assert measure(counts) == replace(measure(counter("llama")[0]), update=measure(counts).update)
+
+
+def test_what_fills_up_its_segments_is_measured_shape_by_shape():
+    class Padded(nn.Module):
+        """Reads a whole number of chunks of 8 positions, as layers with a state do."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 8)))[:, : x.shape[1]]
+
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp = Padded(layer.mlp)
+    counts, _ = counter(model)
+    assert measure(counts, 0, 9).forward - measure(counts, 0, 8).forward > measure(counts, 0, 16).forward // 4
+    assert measure(counts, 0, 9) != measure(counts, 0, 16)
+
+
+def test_a_cost_that_cannot_be_measured_is_unknown_and_says_why():
+    class Asks(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) * (1 if x.sum().item() else 2)
+
+    model = tiny("llama")
+    model.model.layers[1].mlp = Asks(model.model.layers[1].mlp)
+    with pytest.warns(UserWarning, match="FLOPs are not counted.*item"):
+        counts, _ = counter(model)
+    assert all(math.isnan(value) for value in (measure(counts).total, *astuple(measure(counts))))
+    assert "item" in counts.failure
+
+
+def test_an_optimizer_that_cannot_be_measured_leaves_the_rest_known():
+    with pytest.warns(UserWarning, match="FLOPs are not counted"):
+        counts, _ = counter("llama", update=partial(torch.optim.ASGD, lr=0.1))
+    assert math.isnan(measure(counts).update)
+    assert replace(measure(counts), update=0) == replace(measure(counter("llama")[0]), update=0)

@@ -45,7 +45,9 @@ def pictures(rows: Rows, has_static: bool) -> dict[str, str]:
     names = ["bytes", *(name for curve in curves for name in (curve.nats, curve.flops))]
     sums = {name: np.cumsum(rows[name])[marks].astype(float) for name in names} | {"tokens": tokens[marks]}
     with style():
-        drawn = {"tokens": _draw_tokens(sums, curves, ends), "flops": _draw_flops(sums, curves)}
+        drawn = {"tokens": _draw_tokens(sums, curves, ends)}
+        if all(np.isfinite(sums[curve.flops]).all() for curve in curves):  # else they could not be counted
+            drawn["flops"] = _draw_flops(sums, curves)
         if has_static:
             drawn["position"] = _draw_position(*gain_by_position(rows))
         return {name: svg_of(figure) for name, figure in drawn.items()}

@@ -33,7 +33,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
         "documents": len(read_whole),
         **adapted,
         "updates": sum(read_whole.updates.tolist()),
-        **{name: sum(read_whole[name].tolist()) for name in FLOPS if name != "static_flops"},
+        **{name: _flops(read_whole[name]) for name in FLOPS if name != "static_flops"},
         "seconds": run.get("seconds"),
         "scoring_seconds": math.fsum(read_whole.scoring_seconds),
         "learning_seconds": math.fsum(read_whole.learning_seconds),
@@ -68,11 +68,16 @@ def _totals(table: pd.DataFrame, nats: str) -> dict[str, Any]:
     }
 
 
+def _flops(column: pd.Series) -> int | None:
+    """The sum, exactly; None where FLOPs could not be counted."""
+    return None if column.isna().any() else sum(column.tolist())
+
+
 def _static(table: pd.DataFrame) -> dict[str, Any] | None:
     """The totals and the cost of the static reference; None in a run without one."""
     if not len(table) or table.static_nats.isna().any():
         return None
-    cost = {"flops": sum(table.static_flops.tolist()), "seconds": math.fsum(table.static_seconds)}
+    cost = {"flops": _flops(table.static_flops), "seconds": math.fsum(table.static_seconds)}
     return _totals(table, "static_nats") | cost
 
 

@@ -53,7 +53,7 @@ class Rows:
             has_column = name in pq.read_schema(self._path).names
             require(has_column, "folder", f"have a column {name} in {self._path.name}", got=self._path.parent)
             column = pq.read_table(self._path, columns=[name])[name]
-            if name.endswith(("nats", "seconds")):
+            if name.endswith(("nats", "seconds")) or (name in FLOPS and column.null_count):
                 return column.cast(pa.float64()).to_numpy()  # null becomes NaN
             return pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
 
