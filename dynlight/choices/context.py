@@ -8,13 +8,22 @@
 A new context is a subclass of `Context` (`documents/segments.py`) with `memory`, `context` and `check`.
 """
 
-from transformers import PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig
 
 from dynlight.documents.segments import Context
 from dynlight.errors import SettingError, require_at_least
 
 # RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# Where configurations say for how many positions a model was made.
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+# Those whose rows of positions begin behind that of the padding token.
+_POSITIONS_AFTER_PADDING = {
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+_BIASED = {"bloom", "mpt"}
+# transformers' layers of a cache; a dummy is that of a block which uses another's keys and values, or none.
+_OF_KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 
 
 class TransformerXL(Context):
@@ -43,17 +52,10 @@ class TransformerXL(Context):
         return self._memory
 
     def check(self, config: PretrainedConfig) -> None:
-        if not uses_rotary_positions(config):
+        if (reason := _reason_against_memory(config)) is not None:
             raise SettingError(
                 "context.class_path",
-                f"be Overlapping for {config.model_type}, whose positions are not rotary",
-                got="TransformerXL",
-                advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
-            )
-        if changing := _rope_types(config) & _LENGTH_DEPENDENT_ROPE:
-            raise SettingError(
-                "context.class_path",
-                f"be Overlapping for rotary positions of type {min(changing)}, which change with the length read",
+                f"be Overlapping for {config.model_type}, {reason}",
                 got="TransformerXL",
                 advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
             )
@@ -111,16 +113,47 @@ class Overlapping(Context):
 
 def position_limit(config: PretrainedConfig) -> int | None:
     """The number of positions the model was made for, or None where its configuration names none."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    config = config.get_text_config(decoder=True)
+    limits = (getattr(config, name, None) for name in _LIMITS)
+    limit = next((limit for limit in limits if limit and limit > 0), None)
+    if limit is None or config.model_type not in _POSITIONS_AFTER_PADDING:
+        return limit
+    return limit - (config.pad_token_id or 0) - 1
 
 
-def uses_rotary_positions(config: PretrainedConfig) -> bool:
-    """Whether positions are rotations (relative, without end) rather than rows of a table or biases."""
-    return getattr(config, "rope_parameters", None) is not None and not getattr(config, "alibi", False)
+def _reason_against_memory(config: PretrainedConfig) -> str | None:
+    """Why keys and values of earlier segments cannot be all that a model of this configuration remembers; None: they can."""
+    text = config.get_text_config(decoder=True)
+    if not _has_relative_positions(text):
+        return "whose positions are not rotary"
+    if changing := _rope_types(text) & _LENGTH_DEPENDENT_ROPE:
+        return f"whose rotary positions, of type {min(changing)}, change with the length read"
+    if not remembers_by_keys_and_values(config):
+        return "which remembers by more than keys and values"
+    if getattr(text, "keep_window_size", None):
+        return "whose attention chooses among the keys that it has in view"
+    if getattr(text, "attention_chunk_size", None):
+        return "whose attention is cut into chunks of a document, which a memory does not begin at"
+    return None
+
+
+def _has_relative_positions(config: PretrainedConfig) -> bool:
+    """Whether positions are rotations or biases by distance (relative, without end) rather than rows of a table."""
+    is_biased = config.model_type in _BIASED or getattr(config, "alibi", False)
+    return bool(is_biased or getattr(config, "rope_parameters", None) or getattr(config, "rotary_dim", None))
+
+
+def remembers_by_keys_and_values(config: PretrainedConfig) -> bool:
+    """Whether keys and values are all that the model remembers, rather than states of its own."""
+    try:
+        layers = DynamicCache(config=config).layers
+    except Exception:  # whatever transformers raises for a model that it has no cache for
+        return False
+    return {type(layer).__name__ for layer in layers} <= _OF_KEYS_AND_VALUES
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:
     # Models that mix kinds of layers (Gemma 3) nest one dictionary of rotary parameters for each kind.
-    parameters = config.rope_parameters
+    parameters = getattr(config, "rope_parameters", None) or {}
     is_nested = all(isinstance(value, dict) for value in parameters.values())
     return {kind.get("rope_type", "default") for kind in (parameters.values() if is_nested else [parameters])}

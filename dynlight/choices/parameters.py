@@ -153,6 +153,20 @@ def adapters_of(model: nn.Module) -> list[AdaptedLinear | BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, AdaptedLinear | BaseTunerLayer)]
 
 
+def merge_adapters(model: nn.Module) -> None:
+    """Adds what the model's adapters have learned to the weights beside them, and takes the adapters away."""
+
+    def merged(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, BaseTunerLayer):
+            return None
+        module.merge()
+        base: nn.Module = module.get_base_layer()
+        return base
+
+    replace_modules(model, merged)
+    vars(model).pop("peft_config", None)  # by which PEFT would take the next adapter for a second one
+
+
 def replace_modules(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> None:
     """Puts in the place of each module the one that `new` makes of it, where it makes one."""
     for name, module in list(model.named_modules()):

@@ -100,16 +100,14 @@ def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Ten
     Returns:
         tokens and ends, int64 [tokens] each.
     """
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=tokenizer.is_fast,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about a text longer than the model's window: segments never are
-    )
+    is_fast = getattr(tokenizer, "is_fast", False)
+    settings: dict[str, bool] = {}
+    if is_fast:  # others, which may come with the model, need not know more than a text
+        settings = {"return_offsets_mapping": True, "return_attention_mask": False, "return_token_type_ids": False}
+        settings["verbose"] = False  # no warning about a text longer than the model's window: segments never are
+    encoding = tokenizer(text, add_special_tokens=False, **settings)
     tokens = np.asarray(encoding["input_ids"], dtype=np.int64)
-    if tokenizer.is_fast:
+    if is_fast:
         ends = np.fromiter((end for _, end in encoding["offset_mapping"]), np.int64, len(tokens))
         ends = np.maximum.accumulate(ends)
     else:

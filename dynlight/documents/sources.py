@@ -6,18 +6,22 @@ text            a file                   its path, from where the paths begin to
 anything else   a row                    its title, name or id if it has one, else its number
 """
 
+import glob
+import hashlib
+import json
 import logging
 import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
 
 import fsspec
+from fsspec.utils import infer_compression
 
 from dynlight.errors import SettingError
 
@@ -28,11 +32,16 @@ NOT_STANDARD |= {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "tur
 LONGEST_MODULES = 12  # how many are read where `documents` is not set
 FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
 ADVICE = {ConnectionError: "give a local folder, or go online", UnicodeDecodeError: "convert it to UTF-8"}
+_LIBRARIES = {".zst": "zstandard", ".lz4": "lz4", ".snappy": "python-snappy"}  # what reads a file of this ending
 NAME_COLUMNS = ("title", "short_book_title", "name", "id")
 
 
 class Texts(Protocol):
     """Where texts come from."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each local file that is read, by name, once `texts` has been called."""
 
     @property
     def path(self) -> str:
@@ -48,6 +57,7 @@ class TextsInMemory:
 
     named: list[tuple[str, str]]  # names and texts
     path: str = "texts in memory"
+    digests: dict[str, str] = field(default_factory=dict)
 
     def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
         return self.named
@@ -92,11 +102,12 @@ class Source:
             )
         self.path = path
         self.name = name
-        self.data_files = data_files
+        self.data_files = _as_they_are(data_files)
         self.data_dir = data_dir
         self.split = split
         self.text_column = text_column
         self.streaming = streaming
+        self.digests: dict[str, str] = {}
 
     def texts(self, documents: int | None = None) -> Iterable[tuple[str, str]]:
         """Names and texts of the data set, read one by one.
@@ -107,11 +118,15 @@ class Source:
         Raises:
             SettingError: if the data can't be found or read, or holds something other than text.
         """
-        return _modules(documents or LONGEST_MODULES) if self.path == STANDARD_LIBRARY else self._data_set()
+        if self.path != STANDARD_LIBRARY:
+            return self._data_set()
+        modules = _modules(documents or LONGEST_MODULES)
+        self.digests = _digests([str(module) for module in modules])
+        return ((_name_of_module(module), module.read_bytes().decode()) for module in modules)
 
     def _data_set(self) -> Iterator[tuple[str, str]]:
         # Imported here: it takes a second, which python-stdlib needn't wait for.
-        from datasets import ReadInstruction, disable_progress_bars, load_dataset, load_dataset_builder
+        from datasets import ReadInstruction, config, disable_progress_bars, load_dataset, load_dataset_builder
 
         if not sys.stderr.isatty():
             disable_progress_bars()
@@ -131,9 +146,14 @@ class Source:
         if files is not None and len(wanted) < len(splits):
             # The other splits are neither downloaded nor converted: of PG-19 that is all but 1%.
             data_files = type(files)({name: files[name] for name in wanted})
+        self.digests = _digests([file for name in wanted for file in (files or {}).get(name, [])])
         with self._readable():
             if builder.info.builder_name != "text" or files is None:
-                return self._rows(load_dataset(**source, data_files=data_files, split=split, streaming=self.streaming))
+                # datasets knows a local file by its path and time alone, and would read from its cache what was there before.
+                contents = hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()[:16]
+                cache = Path(config.HF_DATASETS_CACHE, "dynlight", contents) if self.digests else None
+                settings: dict[str, Any] = {"split": split, "streaming": self.streaming, "cache_dir": cache}
+                return self._rows(load_dataset(**source, data_files=data_files, **settings))
             # datasets reads text line by line and changes line ends, so text files are read here, byte for byte.
             ranges = ReadInstruction.from_spec(split).to_absolute({name: len(files[name]) for name in wanted})
             chosen = [file for r in ranges for file in files[r.splitname][r.from_ : r.to]]
@@ -142,12 +162,14 @@ class Source:
     def _files(self, files: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Names and texts of text files, local or remote; compressed files are unpacked."""
         self._check_columns(["text"])
-        paths = [file.split("/") for file in files]
-        shared = len(os.path.commonprefix([path[:-1] for path in paths]))
-        for file, path in zip(files, paths, strict=True):
+        for file, name in zip(files, _names(files), strict=True):
+            lacking = _LIBRARIES.get(os.path.splitext(file)[1])
+            if lacking is not None and infer_compression(file) is None:
+                raise SettingError("data.data_files", f"be read by the package {lacking}", got=f"{file!r} without it",
+                                   advice=f"pip install {lacking}")  # fmt: skip
             with self._readable(file), fsspec.open(file, "rb", compression="infer") as opened:
                 text = opened.read().decode()
-            yield "/".join(path[shared:]), text
+            yield name, text
 
     def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         """Names and texts of the rows of a `Dataset` or `IterableDataset`; a name used before gets the row's number."""
@@ -202,13 +224,42 @@ class Source:
             logger.setLevel(level)
 
 
-def _modules(count: int) -> Iterator[tuple[str, str]]:
-    """Names and texts of the `count` longest modules of the standard library, without those of NOT_STANDARD."""
+def _as_they_are(data_files: Any) -> Any:
+    """Files or patterns, in which the path of a file that is there stands for itself: `[1984].txt` is a pattern, too."""
+    if isinstance(data_files, dict):
+        return {split: _as_they_are(files) for split, files in data_files.items()}
+    if isinstance(data_files, list):
+        return [_as_they_are(file) for file in data_files]
+    return glob.escape(data_files) if isinstance(data_files, str) and os.path.isfile(data_files) else data_files
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """The paths of files from where they begin to differ."""
+    paths = [file.split("/") for file in files]
+    shared = len(os.path.commonprefix([path[:-1] for path in paths]))
+    return ["/".join(path[shared:]) for path in paths]
+
+
+def _digests(files: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each of these files that is a local one, by name."""
+    digests = {}
+    for file, name in zip(files, _names(files), strict=True):
+        if os.path.isfile(file):
+            with open(file, "rb") as opened:
+                digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return digests
+
+
+def _modules(count: int) -> list[Path]:
+    """The `count` longest modules of the standard library, without those of NOT_STANDARD."""
     root = Path(sysconfig.get_path("stdlib"))
     modules: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = set(folders) - NOT_STANDARD
         modules += [Path(folder, file) for file in set(files) - NOT_STANDARD if file.endswith(".py")]
-    modules.sort(key=lambda module: (-module.stat().st_size, module.relative_to(root).as_posix()))
-    for module in modules[:count]:
-        yield module.relative_to(root).as_posix(), module.read_bytes().decode()
+    modules.sort(key=lambda module: (-module.stat().st_size, _name_of_module(module)))
+    return modules[:count]
+
+
+def _name_of_module(module: Path) -> str:
+    return module.relative_to(sysconfig.get_path("stdlib")).as_posix()

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynlight.choices.mixture import Mixture
-from dynlight.choices.parameters import All, Parameters
+from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import Update, rules_of, usual_rates
@@ -47,6 +47,7 @@ from dynlight.learning.stacked import Stacked
 from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
+from dynlight.learning.trial import reason_against_memory
 from dynlight.learning.weights import InPlace, Memory, Weights
 
 
@@ -104,6 +105,8 @@ class DynamicEvaluation(LightningModule):
                 advice="set reference: static")  # fmt: skip
         require(clip is None or clip > 0, "clip", "be above 0", got=clip, advice="choose null for no bound")
         context.check(model.config)
+        require(not adapters_of(model), "model", "hold no adapter of its own", got=f"{type(model).__name__} with one",
+                advice="merge it into the model's weights first (merge_and_unload of peft)")  # fmt: skip
         # Learning and scoring share a forward, so nothing in it may be random: dropout stays off while we learn.
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -114,7 +117,7 @@ class DynamicEvaluation(LightningModule):
         self.reference = reference
         self.clip = clip
         self.mixture = Mixture() if mixture is None and rates is not None else mixture
-        width = model.get_input_embeddings().embedding_dim
+        width = model.get_input_embeddings().weight.shape[-1]
         usual = partial(usual_rates, width=width, adapters=self.learnable.are_adapters)
         self.rules = rules_of(update, usual if rates is None else rates, self.mixture)
         if self.rules:
@@ -314,8 +317,10 @@ class DynamicEvaluation(LightningModule):
         """An optimizer for each rule's weights; Lightning calls this once the model lies on its device."""
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
+        with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
+            self._check_memory()
         if together > 1 or self.mixture is not None:
-            with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
+            with self.trainer.precision_plugin.forward_context():
                 self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compile_mode)
             if kinds := kinds_one_by_one(self.model):
                 rank_zero_warn(f"read one row after another, which takes longer: {', '.join(kinds)}")
@@ -334,6 +339,16 @@ class DynamicEvaluation(LightningModule):
         """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
         is_mixed, carries_over = self.mixture is not None, self.reset_weights.carries_over
         check_run(trainer, self.model, self.rules, is_mixed, carries_over, together)
+
+    def _check_memory(self) -> None:
+        """Raises SettingError where the model does not read with a memory as it reads without one."""
+        reason = reason_against_memory(self.model) if self.context.memory else None
+        require(
+            reason is None,
+            "context.class_path",
+            f"be Overlapping for {self.model.config.model_type}, {reason}",
+            got=type(self.context).__name__,
+        )
 
     def on_train_start(self) -> None:
         # The Trainer leaves the mode as it is, and a caller may have set another.

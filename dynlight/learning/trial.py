@@ -1,4 +1,4 @@
-"""Trial: does a model read each row of a batch as it reads the row alone?"""
+"""Trial: does a model read each row of a batch as it reads the row alone, and with a memory as without one?"""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dynlight.choices.context import Overlapping, TransformerXL, position_limit
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.rows import Batch, kinds_one_by_one
 from dynlight.learning.weights import read
 
 _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found out
+_PART = 16  # tokens of each part of a text that is read with a memory
 # How far the logits of a row may be apart, as a share of their size; experts, say, are chosen anew by the last bit.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -34,7 +36,7 @@ def reason_against_rows(
     if not weights:
         return None
     rows = min(3, len(batch.stacks[0]))
-    inputs = _tokens(model, rows)
+    inputs = _tokens(model, rows, _COLUMNS)
     initial, whole = [weight.data for weight in weights], list(batch.stacks)
     batch.stacks[:] = [stack[:rows] for stack in whole]
     for stack, theta in zip(batch.stacks, initial, strict=True):
@@ -50,23 +52,62 @@ def reason_against_rows(
             alone.append(_logits(model, inputs[row : row + 1], context))
     except Exception as error:  # whatever a model raises that is not made for rows
         modules = ", ".join(kinds_one_by_one(model)) or "forward"
-        return f"whose {modules} cannot be read row by row ({str(error).splitlines()[0].rstrip('.')})"
+        return f"whose {modules} cannot be read row by row ({_first_line(error)})"
     finally:
         batch.stacks[:] = whole
         for weight, theta in zip(weights, initial, strict=True):
             weight.data = theta
     expected = torch.cat(alone)
-    apart = (together - expected).abs().max() / expected.abs().max()
-    if apart <= _TOLERANCE[together.dtype]:
+    apart = _apart(together, expected)
+    return f"whose logits of a row are {apart} apart from the row alone" if apart else None
+
+
+@torch.no_grad()
+def reason_against_memory(model: PreTrainedModel) -> str | None:
+    """Why a model cannot read a text in parts, with keys and values of the earlier ones in memory; None: it can.
+
+    A text is read in three parts, and in one forward without a cache: the logits must be the same. So a model that
+    remembers something else, or looks at what its cache holds, is found out before a run.
+    """
+    length = 3 * min(_PART, (position_limit(model.config) or 3 * _PART) // 3)
+    inputs = _tokens(model, 1, length)
+    parts, memory = [], None
+    try:
+        for start in range(0, length, length // 3):
+            part = _segment(inputs[:, start : start + length // 3], start)
+            logits, memory = read(model, part, memory, TransformerXL(length, memory=length))
+            parts.append(logits)
+        whole, _ = read(model, _segment(inputs), None, Overlapping(length, window=length))
+    except Exception as error:  # whatever a model raises that is not made for it
+        return f"which cannot be read with a memory ({_first_line(error)})"
+    apart = _apart(torch.cat(parts, dim=1), whole)
+    return f"whose logits with a memory are {apart} apart from those in one forward" if apart else None
+
+
+def _apart(found: Tensor, expected: Tensor) -> str | None:
+    """How far logits are apart, as a share of the largest; None: no further than by another order of sums."""
+    if found.shape != expected.shape:
+        return f"of shape {list(found.shape)}, not {list(expected.shape)}, and so wholly"
+    finite = found.isfinite() & expected.isfinite()  # of what is not, the run itself will say so
+    if not finite.any():
         return None
-    return f"whose logits of a row are {apart:.2g} apart from the row alone"
+    found, expected = found[finite], expected[finite]
+    apart = (found - expected).abs().max() / expected.abs().max()
+    return None if apart <= _TOLERANCE[found.dtype] else f"{apart:.2g}"
 
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:
-    segment = Segment((), Cut(0, 0, _COLUMNS, 0), inputs, targets=inputs, scored=(), bytes=())
-    return read(model, segment, None, context)[0]
+    return read(model, _segment(inputs), None, context)[0]
 
 
-def _tokens(model: PreTrainedModel, rows: int) -> Tensor:
-    vocabulary = model.get_input_embeddings().num_embeddings
-    return (torch.arange(rows * _COLUMNS, device=model.device) * 13 + 5).view(rows, _COLUMNS) % vocabulary
+def _segment(inputs: Tensor, start: int = 0) -> Segment:
+    return Segment((), Cut(0, start, start + inputs.shape[1], 0), inputs, targets=inputs, scored=(), bytes=())
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def _tokens(model: PreTrainedModel, rows: int, columns: int) -> Tensor:
+    vocabulary = len(model.get_input_embeddings().weight)
+    return (torch.arange(rows * columns, device=model.device) * 13 + 5).view(rows, columns) % vocabulary

@@ -8,10 +8,12 @@
   learned from at many rates; frozen weights are shared.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import DynamicCache, PreTrainedModel
 
+from dynlight.choices.context import remembers_by_keys_and_values
 from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.learning.digests import WeightDigests, sums_of_bits
@@ -52,20 +55,50 @@ def moved(memory: Memory, device: torch.device) -> Memory:
     return each_of(memory, lambda tensor: tensor.to(device))
 
 
+@dataclass(frozen=True)
+class Call:
+    """How a model is called: with what its forward takes."""
+
+    has_cache: bool  # of keys and values
+    keeps_logits: bool  # of the last tokens alone
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        taken = inspect.signature(model.forward).parameters
+        has_cache = "past_key_values" in taken and remembers_by_keys_and_values(model.config)
+        return cls(has_cache, "logits_to_keep" in taken)
+
+    def settings(self, segment: Segment, context: Context) -> dict[str, Any]:
+        """What a forward over a segment is called with besides the inputs and the memory.
+
+        Positions are counted through the document, [1, S], where a memory goes before; else they are the model's own, from
+        0. A cache is used even where nothing is remembered, if the model has one: transformers would else look for packed
+        documents in the positions, which takes time and a wait for the device.
+        """
+        settings: dict[str, Any] = {"use_cache": self.has_cache}
+        if context.memory is not None:
+            start, stop = segment.cut.start, segment.cut.stop
+            settings["position_ids"] = torch.arange(start, stop, device=segment.inputs.device).unsqueeze(0)
+        if self.keeps_logits:
+            settings["logits_to_keep"] = segment.targets.shape[1]
+        return settings
+
+
 def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
     """One forward over a segment with what the context has in view.
 
     Returns the logits of the scored tokens [D, S, V] and the memory for the next segment. Gradients reach the keys and
     values of this segment; the memory is detached.
     """
-    positions = _positions(segment, context)
-    return _forward(model, segment.inputs, segment.targets.shape[1], positions, memory, context.memory)
+    settings = Call.of(model).settings(segment, context)
+    return _forward(model, segment.inputs, segment.targets.shape[1], settings, memory, context.memory)
 
 
-def nats_function(compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
+def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
     """What reads a segment as `read` does and returns its nats [D, S] and the next memory.
 
     Args:
+        model: that reads.
         compile: whether forward and backward run through `torch.compile`, at the first call; or its mode.
     """
     if compile:
@@ -74,12 +107,14 @@ def nats_function(compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     forward = torch.compile(_nats, mode=None if compile is True else str(compile)) if compile else _nats
 
-    def nats_of(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
+    call = Call.of(model)
+
+    def nats_of(segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
         # Positions are made here: as numbers they would be new to a graph in each segment.
-        positions = _positions(segment, context)
+        settings = call.settings(segment, context)
         if isinstance(compile, str):
             torch.compiler.cudagraph_mark_step_begin()
-        nats, next_memory = forward(model, segment.inputs, segment.targets, positions, memory, context.memory)
+        nats, next_memory = forward(model, segment.inputs, segment.targets, settings, memory, context.memory)
         if isinstance(compile, str):  # the next replay of a CUDA graph writes over what this one has returned
             nats, next_memory = nats.clone(), each_of(next_memory, torch.clone)
         return nats, next_memory
@@ -88,33 +123,24 @@ def nats_function(compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
 
 
 def _nats(
-    model: Any, inputs: Tensor, targets: Tensor, positions: Tensor | None, memory: Memory, room: int | None
+    model: Any, inputs: Tensor, targets: Tensor, settings: dict[str, Any], memory: Memory, room: int | None
 ) -> tuple[Tensor, Memory]:
-    logits, memory = _forward(model, inputs, targets.shape[1], positions, memory, room)
+    logits, memory = _forward(model, inputs, targets.shape[1], settings, memory, room)
     return token_nats(logits, targets), memory
 
 
 def _forward(
-    model: Any, inputs: Tensor, scored: int, positions: Tensor | None, memory: Memory, room: int | None
+    model: Any, inputs: Tensor, scored: int, settings: dict[str, Any], memory: Memory, room: int | None
 ) -> tuple[Tensor, Memory]:
     """Logits of the last `scored` tokens, and the next memory of at most `room` positions; None: none is kept."""
-    # A cache is passed even without memory: transformers would else look for packed documents in the positions, which
-    # takes time and a wait for the device.
     cache = DynamicCache(memory)
-    logits = model(
-        input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=scored
-    ).logits
+    if settings["use_cache"]:
+        settings = settings | {"past_key_values": cache}
+    logits = model(input_ids=inputs, **settings).logits[:, -scored:]
     if room is None:
         return logits, None
     drop = max(0, memory_length(memory) + scored - room)
     return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
-
-
-def _positions(segment: Segment, context: Context) -> Tensor | None:
-    """Positions counted through the document, [1, S], where a memory goes before; else the model's own, from 0."""
-    if context.memory is None:
-        return None
-    return torch.arange(segment.cut.start, segment.cut.stop, device=segment.inputs.device).unsqueeze(0)
 
 
 def all_finite(sums: list[Tensor], rows: int, device: torch.device) -> Tensor:
@@ -140,7 +166,7 @@ class Weights(ABC):
     def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
         self.model = model
         self.context = context
-        self._nats_of = nats_function(compile)
+        self._nats_of = nats_function(model, compile)
         self.memory: Memory = None
         self.static_memory: Memory = None
         self._adapters = adapters_of(model)
@@ -214,8 +240,8 @@ class Weights(ABC):
 
     def _read(self, segment: Segment, memory: Memory, plain: bool = False) -> tuple[Tensor, Memory]:
         """Nats of a segment by the model as it is now, and the next memory; `plain`: not compiled."""
-        nats_of = nats_function(False) if plain else self._nats_of
-        return nats_of(self.model, segment, memory, self.context)
+        nats_of = nats_function(self.model, False) if plain else self._nats_of
+        return nats_of(segment, memory, self.context)
 
     def _switch_adapters(self, on: bool) -> None:
         for adapter in self._adapters:

@@ -18,13 +18,14 @@ BOS = "<s>"
 
 
 def read_texts(files: str | list[str]) -> list[str]:
-    """Return the text of each file that a glob pattern matches, in the order of the names; a file is one document.
+    """Return the text of each file that a path or glob pattern matches, in the order of the names; a file is one document.
 
     Of several patterns each must match a file; a file that two of them match is read once.
     """
     paths: set[str] = set()
     for pattern in [files] if isinstance(files, str) else files:
-        matches = {path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()}
+        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        matches = {path for path in found if Path(path).is_file()}
         require(bool(matches), "data.files", "be a pattern that matches a file", got=repr(pattern))
         paths |= matches
     require(bool(paths), "data.files", "be a pattern, or several", got=repr(files))

@@ -56,6 +56,7 @@ class Receipt(Meter):
                 "model": self._hash_of_model,
                 "tokenizer": hash_of_tokenizer(module.tokenizer),
                 "data": hash_of_documents(documents),
+                "files": stream_of(trainer).source.digests or None,
                 "config": hash_of(config.read_bytes()) if config is not None and config.exists() else None,
             },
             "documents": len(documents),

@@ -88,7 +88,7 @@ class _Fitting:
         Nothing is written, and no weights are loaded but for a trial of how many documents fit together.
         """
         self._run.check(self._trainer)
-        stream = DocumentStream.of(self._run.documents, self._run.choices.data.together)
+        stream = self._run.stream()
         if stream.together == "auto" and self._trainer.is_global_zero:  # the first process tells the others the number
             self._choose_together(stream)
         if self._earlier is None:

@@ -19,10 +19,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from dynlight.choices.context import position_limit
+from dynlight.choices.parameters import merge_adapters
 from dynlight.errors import SettingError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _MODEL = "a causal language model"
+_TRIED = 48  # tokens by which it is found out whether a model looks ahead
 
 
 class Pretrained:
@@ -33,7 +36,7 @@ class Pretrained:
         revision: branch, tag or commit on the Hub.
         tokenizer: Hub name or folder of the tokenizer, where it is not the model's own.
         dtype: of the weights that don't learn; learned ones are fp32.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; `auto`: `sdpa`, or `eager` for a model that has no other.
         compile: whether forward and backward run through `torch.compile`, for documents together too; `reduce-overhead`:
             as CUDA graphs besides.
         trust_remote_code: whether code that comes with the model may run.
@@ -45,7 +48,7 @@ class Pretrained:
         revision: str | None = None,
         tokenizer: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
         compile: bool | Literal["reduce-overhead"] = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -53,7 +56,7 @@ class Pretrained:
         self._path = str(ASSETS / pretrained) if pretrained == "tiny-books" else pretrained
         self._tokenizer = tokenizer or self._path
         self._dtype = getattr(torch, dtype)
-        self._attention = attention
+        self._attention = None if attention == "auto" else attention
         self.compile = compile
         self._source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
@@ -96,7 +99,7 @@ class Pretrained:
             )
 
     def load(self) -> PreTrainedModel:
-        """The model with its weights.
+        """The model with its weights; an adapter that is saved beside them is merged into them.
 
         Raises:
             SettingError: if a file or a weight is missing, or if a token sees those after it.
@@ -116,12 +119,10 @@ class Pretrained:
                 "hold every weight of the model",
                 got=f"{self.pretrained} without {absent[0]}{f' and {len(absent) - 1} more' if absent[1:] else ''}",
             )
-        if _looks_ahead(model):
-            raise SettingError(
-                "model.pretrained",
-                f"be {_MODEL}",
-                got=f"{self.pretrained} of type {model.config.model_type}, in which a token sees those after it",
-            )
+        merge_adapters(model)
+        if (reason := _reason_against(model)) is not None:
+            got = f"{self.pretrained} of type {model.config.model_type}, {reason}"
+            raise SettingError("model.pretrained", f"be {_MODEL}", got=got)
         return model
 
     @contextmanager
@@ -139,26 +140,48 @@ class Pretrained:
             what = f"{_MODEL} (Hub name, local folder or tiny-books)"
             if setting == "tokenizer":
                 what = "a tokenizer (Hub name or local folder)"
-            if isinstance(error, ImportError) and "attention" in str(error).lower():
+            is_about_attention = self._attention is not None and "ttention" in str(error)
+            if is_about_attention and isinstance(error, ImportError):
                 raise SettingError("model.attention", "be installed", got=f"{self._attention}, which is not") from error
+            if is_about_attention and "does not support" in str(error):
+                must, got = f"be auto or eager for {self.pretrained}", f"{self._attention}, which it does not have"
+                raise SettingError("model.attention", must, got=got) from error
             raise SettingError(
                 f"model.{setting}", f"be {what}", got=got or "nothing", advice=_reason(got, error)
             ) from error
 
 
+def _reason_against(model: PreTrainedModel) -> str | None:
+    """Why a model cannot be evaluated at all; None: it can."""
+    try:
+        return "in which a token sees those after it" if _looks_ahead(model) else None
+    except Exception as error:  # whatever a model raises that needs more than tokens
+        reason = shorten(next(iter(str(error).splitlines()), ""), 120, placeholder=" …")
+        return f"which does not read token ids alone ({type(error).__name__}: {reason})"
+
+
 def _looks_ahead(model: PreTrainedModel) -> bool:
-    """Whether the prediction from a token has a gradient with respect to the embedding of the token after it."""
+    """Whether a prediction has a gradient with respect to the embedding of a later token."""
     embedded: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # some models change it in place
 
-    hook = model.get_input_embeddings().register_forward_hook(keep)
-    logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+    embedding = model.get_input_embeddings()
+    length = min(_TRIED, position_limit(model.config) or _TRIED)
+    padding = getattr(model.config, "pad_token_id", None)  # which some models hide
+    tokens = [token for token in range(min(len(embedding.weight), 2 * length)) if token != padding]
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0)).tolist()
+    inputs = torch.tensor([[tokens[place] for place in (order * length)[:length]]], device=model.device)
+    hook = embedding.register_forward_hook(keep)
+    logits = model.eval()(input_ids=inputs, use_cache=False).logits[0].float()
     hook.remove()
-    (gradient,) = torch.autograd.grad(logits[0, 0].float().square().sum(), embedded[:1])
-    return bool(gradient[0, 1].any())
+    for end in (1, length // 2, length - 1):
+        (gradient,) = torch.autograd.grad(logits[:end].square().sum(), embedded[:1], retain_graph=True)
+        if gradient[0, end:].any():
+            return True
+    return False
 
 
 def _reason(got: str, error: Exception) -> str:
@@ -170,6 +193,8 @@ def _reason(got: str, error: Exception) -> str:
         return "its weights are a pickle, which may run code; save them as safetensors"
     if isinstance(error, SafetensorError):
         return f"its weights cannot be read ({error})"
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return "it holds an adapter alone; merge it into its model (merge_and_unload of peft) and save that"
     sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
     sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
     return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"

@@ -56,8 +56,14 @@ class Run:
             SettingError: if they cannot be read, or the model has no embedding for one of their tokens.
         """
         documents: list[Document] = self.choices.data.load(self.tokenizer)
-        _check_tokens(documents, self.outline.model.get_input_embeddings().num_embeddings)
+        _check_tokens(documents, len(self.outline.model.get_input_embeddings().weight))
         return documents
+
+    def stream(self) -> DocumentStream:
+        """The stream of all documents."""
+        documents, stream = self.documents, copy.copy(self.choices.data)
+        stream.loaded = documents
+        return stream
 
     @cached_property
     def outline(self) -> DynamicEvaluation:

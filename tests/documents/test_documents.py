@@ -1,8 +1,11 @@
 """Documents: every byte belongs to one token, every source gives its texts unchanged, every mistake one line."""
 
 import gzip
+import hashlib
 import json
 import logging
+import os
+import re
 import sysconfig
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from dynlight import DocumentStream
+from dynlight.documents import sources
 from dynlight.documents.document import Document, first_tokens, prefix_token, tokenize
+from dynlight.errors import SettingError
 
 TEXTS = {
     "plain": "It was a fine day.",
@@ -199,6 +204,21 @@ def test_truncation_saved_with_a_tokenizer_is_not_applied(byte_tokenizer):
     check(Document.from_text(0, "x", "a fine day", tokenizer), "a fine day")
 
 
+class Unusual:
+    """A tokenizer of a kind of its own: it knows a text and `add_special_tokens`, and nothing else."""
+
+    bos_token_id = eos_token_id = 0
+
+    def __call__(self, text, *, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [1 + ord(letter) for letter in text]}
+
+
+def test_a_tokenizer_need_not_be_of_a_usual_class():
+    document = Document.from_text(0, "a", "fine", Unusual(), max_tokens=3)
+    assert (document.text, len(document), document.ends.tolist()) == ("fin", 3, [1, 2, 3])
+
+
 def test_special_tokens_are_not_added(byte_tokenizer):
     backend = Tokenizer.from_str(byte_tokenizer.backend_tokenizer.to_str())
     backend.post_processor = processors.TemplateProcessing(
@@ -289,6 +309,29 @@ def test_files_by_address_and_compressed(byte_tokenizer, tmp_path):
     assert texts(DocumentStream("text", data_files=files), byte_tokenizer) == {"a.txt": "a\r\n", "b.txt.gz": "b\r\n"}
 
 
+def test_a_path_that_is_there_stands_for_itself_and_is_no_pattern(byte_tokenizer):
+    write({"[1984].txt": "one", "1.txt": "another", "[ab]/c.txt": "within", "what?.txt": "asked"})
+    for file, name, text in [
+        ("[1984].txt", "[1984].txt", "one"),
+        ("[ab]/c.txt", "c.txt", "within"),
+        ("what?.txt", "what?.txt", "asked"),
+    ]:
+        assert texts(DocumentStream("text", data_files=file), byte_tokenizer) == {name: text}
+        both = DocumentStream("text", data_files={"test": ["1.txt", file]})
+        assert sorted(texts(both, byte_tokenizer).values()) == sorted(["another", text])
+    assert texts(DocumentStream("text", data_files="[0-9].txt"), byte_tokenizer) == {"1.txt": "another"}
+
+
+@pytest.mark.parametrize(("ending", "package"), [("zst", "zstandard"), ("lz4", "lz4"), ("snappy", "python-snappy")])
+def test_a_compressed_file_says_which_package_is_missing(byte_tokenizer, monkeypatch, ending, package):
+    write({f"a.txt.{ending}": b"\x28\xb5\x2f\xfd"})
+    monkeypatch.setattr(sources, "infer_compression", lambda file: None)
+    with pytest.raises(SettingError) as error:
+        texts(DocumentStream("text", data_files=f"*.{ending}"), byte_tokenizer)
+    expected = f"data.data_files must be read by the package {package}, got '...' without it; pip install {package}"
+    assert re.sub("'.*'", "'...'", str(error.value)) == expected
+
+
 def test_split_folders(byte_tokenizer):
     write({"books/train/a.txt": "a", "books/test/b.txt": "b"})
     for source in ({"path": "books"}, {"path": "text", "data_dir": "books"}):
@@ -332,6 +375,18 @@ def test_rows_of_files(byte_tokenizer, kind, streaming):
     assert texts(DocumentStream("data", streaming=streaming, documents=2), byte_tokenizer) == dict(
         list(named.items())[:2]
     )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_file_is_told_by_its_contents_and_not_by_its_time(byte_tokenizer, kind):
+    file = f"rows.{kind}"
+    path = "json" if kind == "jsonl" else kind
+    for text in ("a fine day", "a fine sky"):
+        save(kind, [{"text": text}], file)
+        os.utime(file, (1e9, 1e9))
+        stream = DocumentStream(path, data_files=file)
+        assert texts(stream, byte_tokenizer) == {"row 0": text}
+        assert stream.source.digests == {file: hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 from folders import configuration, save_documents, save_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
+from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausalLM, LlamaForCausalLM
 
 from dynlight import fit
 from dynlight.running.messages import one_line
@@ -313,12 +314,12 @@ KNOWN_BEFORE_LOADING = {
     ),
     "memory with dynamic positions": (
         model("dynamic"),
-        "context.class_path must be Overlapping for rotary positions of type dynamic, which change with the "
+        "context.class_path must be Overlapping for llama, whose rotary positions, of type dynamic, change with the "
         "length read, got TransformerXL; choose ...",
     ),
     "memory with long positions": (
         model("longrope"),
-        "context.class_path must be Overlapping for rotary positions of type longrope, ...",
+        "context.class_path must be Overlapping for llama, whose rotary positions, of type longrope, ...",
     ),
     "window beyond the table": (
         overlapping(16, 512),
@@ -356,6 +357,15 @@ KNOWN_BEFORE_LOADING = {
     "attention that is not installed": (
         at("model.attention", "flash_attention_2"),
         "model.attention must be installed, got flash_attention_2, which is not",
+    ),
+    "attention that the model lacks": (
+        {"model.pretrained": "LIBRARY/bloom", "model.attention": "sdpa"},
+        "model.attention must be auto or eager for LIBRARY/bloom, got sdpa, which it does not have",
+    ),
+    "an adapter alone": (
+        model("adapter"),
+        "model.pretrained must be a causal language model (...), got LIBRARY/adapter; it holds an adapter alone; merge "
+        "it into its model (merge_and_unload of peft) and save that",
     ),
     # The tokenizer
     "no tokenizer": (
@@ -621,6 +631,12 @@ def library(tmp_path_factory, byte_tokenizer):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertLMHeadModel(BertConfig(vocab_size=len(byte_tokenizer), **sizes)).save_pretrained(root / "bert")
     byte_tokenizer.save_pretrained(root / "bert")
+    bloom = BloomConfig(vocab_size=len(byte_tokenizer), hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(bloom).save_pretrained(root / "bloom")
+    byte_tokenizer.save_pretrained(root / "bloom")
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(LlamaForCausalLM.from_pretrained(root / "llama"), lora).save_pretrained(root / "adapter")
+    byte_tokenizer.save_pretrained(root / "adapter")
     return root
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from folders import DOCUMENTS, configuration
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from lightning.pytorch import Trainer
 from models import tiny
+from peft import LoraConfig, get_peft_model
 from running import TRAINER, document, random_tokens
+from transformers import AutoModelForCausalLM
 
 from dynlight import DocumentProgress, DocumentStream, DynamicEvaluation, Pretrained, TransformerXL, fit
 from dynlight.pretraining import __main__ as pretraining
@@ -331,3 +334,28 @@ def test_the_time_left_follows_from_the_tokens_left(monkeypatch, capsys):
     left = [int(h or 0) * 60 + int(m) for h, m in re.findall(r"(?:(\d+):)?(\d+):00 left", text)]
     assert left[0] > left[len(left) // 2] > left[-1] == 0
     assert max(left) > 60, "hours are shown where there are some"
+
+
+def test_an_adapter_saved_beside_the_weights_is_part_of_the_model(run, library, tmp_path):
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(library / "model"), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_()
+    both = shutil.copytree(library / "model", tmp_path / "both")
+    adapted.save_pretrained(both)
+    merged = shutil.copytree(library / "model", tmp_path / "merged")
+    adapted.merge_and_unload().save_pretrained(merged)
+
+    def nats(model, **changes):
+        assert run({"model": {"pretrained": str(model)}, **changes}, ["--overwrite", "true"])[0] == 0
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        return summary["static"]["nats"], summary["nats"]
+
+    lora = {"class_path": "LoRA", "init_args": {"rank": 2}}
+    for changes in ({}, {"update": {"class_path": "SGD", "init_args": {"lr": 0.3}}}, {"parameters": lora}):
+        assert nats(both, **changes) == pytest.approx(nats(merged, **changes), rel=1e-6)
+    assert nats(both)[0] != pytest.approx(nats(library / "model")[0], rel=1e-3)

@@ -1,0 +1,175 @@
+"""Models of other families than those of `models.py`: as one obvious loop reads them, or refused by name."""
+
+from functools import partial
+
+import pytest
+import torch
+from models import VOCABULARY, tiny
+from peft import LoraConfig, inject_adapter_in_model
+from reference import evaluate
+from running import random_tokens, run
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DogeConfig,
+    GPTJConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+)
+
+from dynlight import LoRA, Overlapping, TransformerXL
+from dynlight.errors import SettingError
+from dynlight.learning.trial import reason_against_memory
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+OF_POSITIONS = {  # relative ones, which their configurations tell in other words than a Llama's
+    "gptj": GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, rotary_dim=4),
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+}
+OF_STATES = {  # convolutions, recurrences, chunks of attention, keys chosen by what the cache holds
+    "lfm2": Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+    "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4),
+    "llama4_text": Llama4TextConfig(
+        **SIZES,
+        intermediate_size_mlp=48,
+        head_dim=8,
+        num_local_experts=2,
+        attention_chunk_size=24,
+        layer_types=["chunked_attention", "full_attention"],
+    ),
+    "doge": DogeConfig(**SIZES, keep_window_size=16),
+}
+TOKENS = [random_tokens(length, seed=length) for length in (90, 33, 5)]
+SGD = partial(torch.optim.SGD, lr=0.01)
+
+
+def make(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.ndim > 1 and weight.std() < 0.05 else 1)
+    return model
+
+
+def assert_as_the_loop(config, context, **how):
+    found = run(make(config), TOKENS, context, update=SGD).nats
+    expected = evaluate(make(config), TOKENS, 0, segment=16, make_optimizer=SGD, **how)
+    for mine, loop in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(loop), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*OF_POSITIONS, *OF_STATES])
+def test_windows_are_read_as_by_the_loop(family):
+    assert_as_the_loop((OF_POSITIONS | OF_STATES)[family], Overlapping(16, 40), window=40)
+
+
+@pytest.mark.parametrize("family", OF_POSITIONS)
+def test_a_memory_is_read_as_by_the_loop(family):
+    assert_as_the_loop(OF_POSITIONS[family], TransformerXL(16, 32), memory=32)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("lfm2", "which remembers by more than keys and values"),
+        ("mamba", "whose positions are not rotary"),
+        ("llama4_text", "whose attention is cut into chunks of a document"),
+        ("doge", "whose attention chooses among the keys"),
+    ],
+)
+def test_a_memory_that_would_not_be_all_is_refused(family, reason):
+    with pytest.raises(SettingError, match=f"context.class_path must be Overlapping for {family}, {reason}"):
+        run(make(OF_STATES[family]), TOKENS, TransformerXL(16, 32))
+
+
+class LooksAtItsCache(nn.Module):
+    """Attention whose output depends on how many keys the cache holds."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states, past_key_values=None, **settings):
+        held = past_key_values.get_seq_length(1) if past_key_values is not None else 0
+        output, weights = self.inner(hidden_states, past_key_values=past_key_values, **settings)
+        return output * (1 + 0.1 * (held > 0)), weights
+
+
+def test_a_model_that_looks_at_what_its_cache_holds_is_refused_by_trial():
+    model = tiny("llama")
+    assert reason_against_memory(model) is None
+    model.model.layers[1].self_attn = LooksAtItsCache(model.model.layers[1].self_attn)
+    with pytest.raises(SettingError, match=r"Overlapping for llama, whose logits with a memory are [\d.]+ apart from"):
+        run(model, TOKENS, TransformerXL(16, 32))
+    with pytest.raises(SettingError, match="Overlapping for llama, which cannot be read with a memory .no cache here"):
+        model.model.layers[1].self_attn.forward = _no_cache_here
+        run(model, TOKENS, TransformerXL(16, 32))
+
+
+def _no_cache_here(**settings):
+    raise RuntimeError("no cache here")
+
+
+class AllLogits(LlamaForCausalLM):
+    """Takes no `logits_to_keep`, as models whose code comes with them may."""
+
+    def forward(self, input_ids=None, position_ids=None, past_key_values=None, use_cache=None):
+        return super().forward(
+            input_ids, position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache
+        )
+
+
+class Swallowing(AllLogits):
+    """Takes it, and returns all logits."""
+
+    def forward(self, input_ids=None, position_ids=None, past_key_values=None, use_cache=None, **settings):
+        return super().forward(input_ids, position_ids, past_key_values, use_cache)
+
+
+@pytest.mark.parametrize("kind", [AllLogits, Swallowing])
+@pytest.mark.parametrize("together", [1, 3])
+def test_logits_of_the_context_are_cut_off_where_the_model_returns_them(kind, together):
+    def other():
+        model = tiny("llama")
+        model.__class__ = kind
+        return model
+
+    found = run(other(), TOKENS, Overlapping(16, 40), update=SGD, together=together).nats
+    expected = run(tiny("llama"), TOKENS, Overlapping(16, 40), update=SGD).nats
+    for mine, usual in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(usual), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_an_adapter_of_its_own_is_refused():
+    model = tiny("llama")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model)
+    with pytest.raises(
+        SettingError, match="model must hold no adapter of its own, got LlamaForCausalLM with one; merge"
+    ):
+        run(model, TOKENS, Overlapping(16, 40))
+
+
+def test_the_embedding_may_have_an_adapter():
+    lora = {"parameters": LoRA(rank=2, targets=["embed_tokens", "q_proj"]), "update": SGD}
+    alone = run(tiny("qwen3"), TOKENS, Overlapping(16, 40), **lora).nats
+    static = run(tiny("qwen3"), TOKENS, Overlapping(16, 40)).nats
+    assert not torch.equal(torch.cat(alone[0]), torch.cat(static[0]))
+    with pytest.warns(UserWarning, match="read one row after another, which takes longer: Embedding"):
+        together = run(tiny("qwen3"), TOKENS, Overlapping(16, 40), together=3, **lora).nats
+    for mine, others in zip(alone, together, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(others), rtol=1e-5, atol=1e-5)
