@@ -1,9 +1,12 @@
 """Durable files: each is there whole or not at all, whatever happens while it is written."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a machine that has no room left
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Errors: what is wrong with a setting, said in one line in the words of the YAML."""
 
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Self
 
 
@@ -31,6 +33,13 @@ class SettingError(ValueError):
 
     def __reduce__(self) -> Any:  # pickle would call the constructor with the text alone
         return SettingError.worded, (str(self),)
+
+
+def told(where: str, error: BaseException) -> str:
+    """What somebody else's code raised, in a line: `Mine.on_train_end: ValueError: no such file (mine.py, line 8)`."""
+    place = extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{where}: {type(error).__name__}: {error}".split())
+    return f"{text} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def require(holds: bool, setting: str, must: str, *, got: object, advice: str = "") -> None:

@@ -1,7 +1,6 @@
 """`python -m dynlight.fit --config X.yaml`: one YAML is one run."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,14 +10,11 @@ from typing import Any
 from dynlight.errors import SettingError
 from dynlight.running.help import help_text
 
-# Errors of a machine that has no room left.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says.
 
-    Returns the exit status: 0; 1 if the run was cut short by the machine, as by a full disk; 2 if the configuration
+    Returns the exit status: 0; 1 if the run was cut short by the machine, as by a full disk, or by a callback; 2 if the configuration
     cannot be run (one line on stderr says why); 3 if a document failed on the way; 128 + n if signal n stopped it. Of several
     processes the first alone prints.
     """
@@ -27,10 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text(), end="")
         return 0
     # Imported here, as they take seconds, which the help needn't wait for.
+    from dynlight.durable import NO_ROOM
     from dynlight.learning.processes.board import ProcessFailedError
     from dynlight.recording.signals import Interrupted, Signals
     from dynlight.running.configuration import parse
     from dynlight.running.fitting import fit
+    from dynlight.running.onlookers import CallbackFailedError
     from dynlight.running.trainer import quiet
 
     quiet()
@@ -43,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingError as error:
         _say(f"error: {error}")
         return 2
+    except CallbackFailedError as failure:
+        _say_how_to_resume(config)
+        _say(f"error: {failure}")
+        return 1
     except ProcessFailedError as failure:
         _say_how_to_resume(config)
         _say(f"error: {failure}")
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stop.signum
     except BaseException as error:
         _say_how_to_resume(config)
-        if not isinstance(error, OSError) or error.errno not in _FULL:
+        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
             raise
         _say(f"error: out must be where there is room, got {config and _folder(config)}: {os.strerror(error.errno)}")
         return 1

@@ -112,7 +112,9 @@ class FlopCounter:
         return self._count(cut.context, cut.stop - cut.start, memory, score.updates_of(row), learners)
 
     def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
-        once = self._cost(context, scored, memory)
+        once = UNKNOWN
+        with self._noting_failure():
+            once = self._cost(context, scored, memory)
         of_learner = once.times(updates)
         total = {kind: len(learners) * flops for kind, flops in asdict(of_learner).items()}
         if updates:

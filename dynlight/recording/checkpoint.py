@@ -29,7 +29,7 @@ from dynlight.recording.origin import UNFINISHED, Origin
 from dynlight.recording.receipt import Receipt
 from dynlight.recording.resume import Start, checkpoints
 from dynlight.recording.sealed import seal
-from dynlight.recording.signals import Interrupted, Signals
+from dynlight.recording.signals import Signals
 
 KEPT = 2  # checkpoints of a process: the newest, and one more in case it is damaged
 
@@ -111,7 +111,7 @@ class Checkpoint(Meter, LightningCheckpoint):  # the Trainer calls a LightningCh
         if self._is_kept and (stops is not None or is_due):
             self.save(module)
         if stops is not None:
-            raise Interrupted(stops)
+            raise stops
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         self._signals.waits = False  # all is read: what follows can be made again
@@ -150,7 +150,8 @@ class Checkpoint(Meter, LightningCheckpoint):  # the Trainer calls a LightningCh
             return
         module.load_progress_state(start.state["module"])
         for key, state in start.state["callbacks"].items():
-            self._others[key].load_state_dict(state)
+            if key in self._others:  # a callback of the user's may have been left out since
+                self._others[key].load_state_dict(state)
         _set_random_state(start.state["random"])
 
 

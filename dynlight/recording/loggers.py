@@ -9,16 +9,20 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dynlight.durable import sync_to_disk
-from dynlight.errors import SettingError
+from dynlight.durable import NO_ROOM, sync_to_disk
+from dynlight.errors import SettingError, told
 from dynlight.recording.report.tables import documents_table
+
+_FAILED: weakref.WeakSet[Logger] = weakref.WeakSet()  # loggers that have raised
 
 
 def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[Any]], resumes: bool) -> None:
@@ -53,8 +57,17 @@ def open_loggers(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[li
         [class's name, version] of each logger, by which it can go on; the version is None if it is no int or str.
 
     Raises:
-        SettingError: if W&B cannot be reached.
+        SettingError: if a logger cannot be opened, as W&B where it cannot be reached.
     """
+    try:
+        return _opened(loggers, settings)
+    except SettingError:
+        raise
+    except Exception as error:
+        raise SettingError("trainer.logger", "be what can log here", got=told("one that raises", error)) from error
+
+
+def _opened(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
     with warnings.catch_warnings():
         # A CSVLogger begins its file anew, and is right to: a run that goes on logs all points again.
         warnings.filterwarnings("ignore", ".*exists and is not empty. Previous log files in this directory will be.*")
@@ -93,32 +106,70 @@ def _open_wandb(ours: Sequence[WandbLogger], settings: dict[str, Any]) -> None:
 def close_loggers(loggers: Iterable[Logger], folder: Path, summary: dict[str, Any]) -> None:
     """Sends W&B the end of a run: its totals, the table of documents, and the report with its pictures."""
     for logger in _wandb_loggers(loggers):
-        import wandb
+        attempt(logger, _close_wandb, logger, folder, summary)
+        if logger in _FAILED:  # what it got by then stays
+            with suppress(Exception):
+                logger.experiment.finish()
 
-        run = logger.experiment
-        documents = documents_table(folder).astype(object)
-        report = wandb.Html((folder / "report.html").read_text(), inject=False)
-        table = wandb.Table(dataframe=documents.where(documents.notna(), None))
-        run.log({"results/documents": table, "results/report": report})
-        run.summary.update({name: value for name, value in summary.items() if value is not None})
-        run.finish()
-        if run.offline:
-            place = Path(run.dir).parent
-            place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
-            print(f"W&B     {place}\n        offline: `wandb leet` shows it, `wandb sync` uploads it")
+
+def _close_wandb(logger: WandbLogger, folder: Path, summary: dict[str, Any]) -> None:
+    import wandb
+
+    run = logger.experiment
+    documents = documents_table(folder).astype(object)
+    results: dict[str, Any] = {"documents": wandb.Table(dataframe=documents.where(documents.notna(), None))}
+    if (folder / "report.html").exists():
+        results["report"] = wandb.Html((folder / "report.html").read_text(), inject=False)
+    run.log({f"results/{name}": result for name, result in results.items()})
+    run.summary.update({name: value for name, value in summary.items() if value is not None})
+    run.finish()
+    if run.offline:
+        place = Path(run.dir).parent
+        place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+        print(f"W&B     {place}\n        offline: `wandb leet` shows it, `wandb sync` uploads it")
+
+
+def attempt(logger: Logger, call: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Calls what a logger is told by. A logger that raises costs no result: it is said once, and the logger told no more."""
+    if logger in _FAILED:
+        return None
+    try:
+        return call(*arguments, **settings)
+    except OSError as error:
+        if error.errno in NO_ROOM:  # then nothing else can be written either
+            raise
+        _fail(logger, error)
+    except Exception as error:
+        _fail(logger, error)
+
+
+def _fail(logger: Logger, error: Exception) -> None:
+    _FAILED.add(logger)
+    print(f"warning: trainer.logger must not raise, got {told(type(logger).__name__, error)}; the run goes on without it",
+          file=sys.stderr)  # fmt: skip
+
+
+def watch(loggers: Iterable[Logger]) -> None:
+    """Has the Trainer tell loggers by `attempt`, too."""
+    for logger in loggers:
+        for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize"):
+            setattr(logger, name, partial(attempt, logger, getattr(logger, name)))
 
 
 def define_series(loggers: Iterable[Logger], axes: Iterable[str], series: Iterable[str], costs: Iterable[str]) -> None:
     """Has W&B draw each series over each axis, and costs over the tokens read, without a setting."""
     for logger in _wandb_loggers(loggers):
-        run = logger.experiment
-        for axis in axes:
-            run.define_metric(axis, hidden=True)
-            for name in series:
-                summary = None if axis == "tokens" else "none"  # each series stands once in the run's summary
-                run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=summary)
-        for name in costs:
-            run.define_metric(name, step_metric="tokens")
+        attempt(logger, _define_series, logger.experiment, tuple(axes), tuple(series), tuple(costs))
+
+
+def _define_series(run: Any, axes: Iterable[str], series: Iterable[str], costs: Iterable[str]) -> None:
+    for axis in axes:
+        run.define_metric(axis, hidden=True)
+        for name in series:
+            summary = None if axis == "tokens" else "none"  # each series stands once in the run's summary
+            run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=summary)
+    for name in costs:
+        run.define_metric(name, step_metric="tokens")
 
 
 class Points:
@@ -143,7 +194,7 @@ class Points:
         self._lines: IO[bytes] | None = None
         self._file = file
         self._resumes = resumes
-        self._loggers = [(logger, _points_logged(logger) if resumes else 0) for logger in loggers]
+        self._loggers = [(logger, attempt(logger, _points_logged, logger) if resumes else 0) for logger in loggers]
         if file is not None and self._loggers:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._lines = file.open("ab" if resumes else "wb", buffering=0)
@@ -155,7 +206,7 @@ class Points:
             self._lines.write(json.dumps(point).encode() + b"\n")
         for logger, logged in self._loggers:
             if logged is None or self.count >= logged:
-                _log(logger, point, self.count, self._resumes)
+                attempt(logger, _log, logger, point, self.count, self._resumes)
         self.count += 1
 
     def sync(self) -> int:
@@ -177,16 +228,16 @@ class Points:
         self._lines.truncate(sum(map(len, kept)))
         for logger, logged in self._loggers:
             for step in range(len(kept) if logged is None else logged, len(kept)):
-                _log(logger, json.loads(kept[step]), step, self._resumes)
+                attempt(logger, _log, logger, json.loads(kept[step]), step, self._resumes)
         self.count = len(kept)
 
     def end(self) -> None:
         """Has loggers write their points to disk, as the file of points is removed when the run ends."""
         for logger, _ in self._loggers:
             if isinstance(logger, CSVLogger):
-                logger.save()
+                attempt(logger, logger.save)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+                attempt(logger, logger.experiment.flush)
 
 
 def _log(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes: bool) -> None:

@@ -1,5 +1,6 @@
 """Origin: what a run is made of, by which a run that goes on notices a change."""
 
+import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,10 +67,13 @@ class Origin:
         seal(unfinished / "origin.sealed", asdict(self))
 
     def check_settings(self, folder: Path, settings: dict[str, str]) -> None:
-        """Raises SettingError unless the run began with these settings; `settings_of` leaves out those that may change."""
+        """Raises SettingError unless the run began with these settings, of whose callbacks some may be left out.
+
+        `settings_of` leaves out those settings that may change.
+        """
         for name in sorted({*self.settings, *settings}):
             old, new = self.settings.get(name, "nothing"), settings.get(name, "nothing")
-            if old != new:
+            if old != new and not (name == "trainer.callbacks" and _some_left_out(old, new)):
                 raise SettingError(
                     name, f"be {old} as when {folder} began", got=new, advice="change it back, or begin another run"
                 )
@@ -121,6 +125,15 @@ def settings_of(config: dict[str, Any]) -> dict[str, str]:
         for name, value in _leaves(config)
         if not any(name == free or name.startswith(f"{free}.") for free in _FREE)
     }
+
+
+def _some_left_out(old: str, new: str) -> bool:
+    """Whether a list of callbacks is an earlier one, from which some have been left out."""
+    try:
+        earlier, later = (ast.literal_eval(text) or [] for text in (old, new))
+    except (ValueError, SyntaxError):  # of values that are no plain data
+        return False
+    return all(callback in earlier for callback in later)
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -100,10 +100,13 @@ class DocumentProgress(Meter, ProgressBar):
             return
         width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 119
         line = self._line(counts, width)
-        if self._is_terminal:
-            print(f"\r{line}\x1b[K", end=end, file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        try:
+            if self._is_terminal:
+                print(f"\r{line}\x1b[K", end=end, file=sys.stderr, flush=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
+        except OSError:  # nobody reads it any more
+            self._enabled = False
 
     def _line(self, counts: list[float], width: int) -> str:
         """The line, in at most `width` columns: what matters least is left out first."""

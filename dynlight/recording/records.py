@@ -57,12 +57,13 @@ class Records(Meter):
         self._resumes = resumes
         self._rows: dict[int, BufferedRows] = {}
         self._written: dict[int, int] = {}  # document being read → its segments on disk
+        self._has_begun = False
         self._peak_memory = 0  # bytes, before the run went on in this process
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder for rows is there: before that nothing was read."""
-        return self.pieces.folder.exists()
+        """Whether the first segment was begun: before that nothing was read."""
+        return self._has_begun
 
     @property
     def segments(self) -> pd.DataFrame:
@@ -98,6 +99,11 @@ class Records(Meter):
             "be a folder that all nodes share",
             got=f"{self.folder}, which this one lacks",
         )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: DynamicEvaluation, batch: Segment, batch_idx: int
+    ) -> None:
+        self._has_begun = True
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         score = module.score

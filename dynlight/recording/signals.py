@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and SIGINT, by which somebody asks a run to stop."""
+"""Signals: SIGTERM and SIGINT, by which somebody asks a run to stop, and what else stops it between two segments."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from typing import Self
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
+class Interrupted(BaseException):  # no error, and for nobody to take for one: somebody asked for it
     """A signal told the run to stop."""
 
     def __init__(self, signum: int) -> None:
@@ -25,7 +25,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.waits = False
-        self.received: int | None = None
+        self.received: BaseException | None = None
 
     def __enter__(self) -> Self:
         self._before = {signum: signal.getsignal(signum) for signum in _STOP}
@@ -44,6 +44,10 @@ class Signals:
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        is_second, self.received = self.received is not None, signum
+        self.stop(Interrupted(signum))
+
+    def stop(self, reason: BaseException) -> None:
+        """Has the run stop with `reason` after the present segment; at once where it doesn't wait, or was asked before."""
+        is_second, self.received = self.received is not None, reason
         if is_second or not self.waits:
-            raise Interrupted(signum)
+            raise reason

@@ -4,10 +4,15 @@ import inspect
 import pydoc
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
+from traceback import walk_tb
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
 
 from dynlight.choices import context  # noqa: F401 - its classes, which a YAML names without their module
 from dynlight.choices.mixture import Mixture
@@ -41,6 +46,12 @@ _TRAINER_SETTINGS = {
     "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "deterministic",
     "benchmark", "profiler", "plugins",
 }  # fmt: skip
+_OF_TRAINER = {
+    "trainer.logger": Logger,
+    "trainer.callbacks": Callback,
+    "trainer.strategy": Strategy,
+    "trainer.profiler": Profiler,
+}
 # Settings that have their default where a YAML gives null, which the parser lets pass for any type.
 _NOT_NULL = ("model.dtype", "schedule", "schedule.passes", "reset", "trainer", "seed")
 
@@ -99,8 +110,8 @@ def instantiate(config: Namespace) -> Namespace:
     check_settings(config)
     try:
         return parser().instantiate(config)
-    except ValueError as error:
-        if (refusal := _of_a_class(error)) is None:
+    except Exception as error:  # whatever a class raises
+        if (refusal := _of_a_class(error) or _of_lightning(error)) is None:
             raise
         raise refusal from error
 
@@ -134,6 +145,19 @@ def _of_a_class(error: BaseException | None) -> SettingError | None:
     while error is not None and not isinstance(error, SettingError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _of_lightning(error: BaseException) -> SettingError | None:
+    """The SettingError for a class of a trainer's setting whose constructor raised `error`; else None."""
+    while (cause := error.__cause__ or error.__context__) is not None:  # the parser wraps what a class raises
+        error = cause
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+    for made in (frame.f_locals.get("self") for frame in frames):
+        for setting, kind in _OF_TRAINER.items():
+            if isinstance(made, kind):
+                got = " ".join(f"{type(made).__name__}, which says: {error}".split())
+                return SettingError(setting, "be what can be made here", got=shorten(got, 300, placeholder=" …"))
+    return None
 
 
 def _check_rates(config: Namespace) -> None:

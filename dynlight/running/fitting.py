@@ -13,15 +13,15 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from dynlight.durable import draft_of
-from dynlight.errors import SettingError
+from dynlight.durable import NO_ROOM, draft_of
+from dynlight.errors import SettingError, told
 from dynlight.learning.checks import warn_of_imitated_bf16
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.board import ProcessFailedError
 from dynlight.learning.processes.processes import may_checkpoint, share_of, way_of
 from dynlight.learning.stream import DocumentStream
 from dynlight.recording.checkpoint import Checkpoint
-from dynlight.recording.loggers import close_loggers, open_loggers, place_loggers
+from dynlight.recording.loggers import close_loggers, open_loggers, place_loggers, watch
 from dynlight.recording.origin import Origin, settings_of
 from dynlight.recording.progress import DocumentProgress
 from dynlight.recording.receipt import Receipt
@@ -31,6 +31,7 @@ from dynlight.recording.resume import Start, find_start, how_to_resume, is_read,
 from dynlight.recording.series import FlopsLogger
 from dynlight.recording.signals import Interrupted, Signals
 from dynlight.running.configuration import folder_of, save, told_settings
+from dynlight.running.onlookers import Onlookers
 from dynlight.running.run import Run
 from dynlight.running.together import Trial, choose, does_not_fit, most_to_read
 from dynlight.running.trainer import make_trainer
@@ -49,13 +50,14 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
     Raises:
         SettingError: if the configuration cannot be run.
         Interrupted: if a signal stops the run.
+        CallbackFailedError: if a callback of the user's stops it, or has failed after its last segment.
     """
     fitting = _Fitting(config, resumes, signals or Signals())
-    if resumes and is_read(fitting.folder):
-        return fitting.finish()
-    stream = fitting.prepare()
-    fitting.read(stream)
-    return fitting.finish()
+    if not (resumes and is_read(fitting.folder)):
+        fitting.read(fitting.prepare())
+    summary = fitting.finish()
+    fitting.onlookers.check()
+    return summary
 
 
 class _Fitting:
@@ -79,6 +81,8 @@ class _Fitting:
         self._checkpoint = Checkpoint(folder, receipt, self._run.choices.checkpoint, signals)
         meters = [FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), self._checkpoint]
         self._trainer = make_trainer(self._run.choices.trainer, meters, folder)
+        self.onlookers = Onlookers(self._run.choices.trainer.callbacks or [], signals)
+        watch(self._trainer.loggers)
         if not resumes and self._trainer.is_global_zero:  # when the other processes start, the folder is there
             _check_folder(folder, config.overwrite)
 
@@ -117,12 +121,23 @@ class _Fitting:
         """Makes the report of the run's rows in the first process, and returns the summary."""
         if not self._trainer.is_global_zero:
             return {"failed": [], "finished_static": []}  # the first process lists them
-        summary = files.write(self.folder)
+        summary = files.write_tables(self.folder)
         print(terminal.printed_table(self.folder))
-        print(f"\nreport  {self.folder / 'report.html'}")
+        self._draw_page(summary)
         close_loggers(self._trainer.loggers, self.folder, summary)
         remove_unfinished(self.folder)
         return summary
+
+    def _draw_page(self, summary: dict[str, Any]) -> None:
+        """Draws report.html; where that fails, all results are there, and it can be tried again."""
+        try:
+            files.write_page(self.folder, summary)
+            print(f"\nreport  {self.folder / 'report.html'}")
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
+            again = f"python -m dynlight.report {self.folder}"
+            print(f"warning: report.html must be drawn, got {told('a page', error)}; try {again}", file=sys.stderr)
 
     def _choose_together(self, stream: DocumentStream) -> None:
         """Sets how many documents are read together to as many as fit into memory."""

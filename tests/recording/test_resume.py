@@ -233,7 +233,7 @@ def test_a_run_that_was_cut_short_at_its_end(run, library, tmp_path, monkeypatch
     assert run(changes=changes, out="whole")[0] == 0
     module, name = {
         "join": (fitting.Records, "on_train_end"),
-        "report": (fitting.files, "write"),
+        "report": (fitting.files, "write_tables"),
         "end": (fitting, "remove_unfinished"),
     }[stage]
 

@@ -13,19 +13,29 @@ from dynlight.recording.report.tables import SECONDS, documents_table, scores
 def write(folder: str | Path) -> dict[str, Any]:
     """Write documents.csv, summary.json and report.html from the rows of a run, each whole or not at all.
 
-    documents.csv holds no timings, so that it can be compared byte for byte between runs.
-
     Returns:
         What summary.json holds.
+    """
+    summary = write_tables(folder)
+    write_page(folder, summary)
+    return summary
+
+
+def write_tables(folder: str | Path) -> dict[str, Any]:
+    """Write documents.csv and summary.json, and return what the latter holds.
+
+    documents.csv holds no timings, so that it can be compared byte for byte between runs.
     """
     folder = Path(folder)
     table = documents_table(folder)
     summary = summarise(folder, table)
-    files = {
-        "documents.csv": table.drop(columns=SECONDS).to_csv(index=False, lineterminator="\n"),
-        "summary.json": json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.html": page.render(folder, scores(table), summary),
-    }
-    for name, text in files.items():
-        write_text(folder / name, text)
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(folder / "documents.csv", table.drop(columns=SECONDS).to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "summary.json", text)
     return summary
+
+
+def write_page(folder: str | Path, summary: dict[str, Any]) -> None:
+    """Write report.html."""
+    folder = Path(folder)
+    write_text(folder / "report.html", page.render(folder, scores(documents_table(folder)), summary))
