@@ -22,25 +22,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(help_text(), end="")
         return 0
-    # Imported here, as they take seconds, which the help needn't wait for.
-    from dynlight.durable import NO_ROOM
-    from dynlight.learning.processes.board import ProcessFailedError
+    # Imported where they are needed, as they take seconds: the help waits for nothing, a wrong setting for the parser alone.
     from dynlight.recording.signals import Interrupted, Signals
     from dynlight.running.configuration import parse
-    from dynlight.running.fitting import fit
-    from dynlight.running.onlookers import CallbackFailedError
-    from dynlight.running.trainer import quiet
 
-    quiet()
     config = None
     try:
         with Signals() as signals:
             arguments, resumes = _resumed(arguments)
             config = parse(arguments)
-            summary = fit(config, resumes, signals)
+            return _fit(config, resumes, signals)
     except SettingError as error:
         _say(f"error: {error}")
         return 2
+    except Interrupted as stop:
+        _say(f"stopped by {stop}")
+        _say_how_to_resume(config)
+        return 128 + stop.signum
+
+
+def _fit(config: Any, resumes: bool, signals: Any) -> int:
+    """Runs a configuration, and returns the exit status."""
+    from dynlight.durable import NO_ROOM
+    from dynlight.learning.processes.board import ProcessFailedError
+    from dynlight.recording.signals import Interrupted
+    from dynlight.running.fitting import fit
+    from dynlight.running.onlookers import CallbackFailedError
+    from dynlight.running.trainer import quiet
+
+    quiet()
+    try:
+        summary = fit(config, resumes, signals)
+    except (SettingError, Interrupted):
+        raise
     except CallbackFailedError as failure:
         _say_how_to_resume(config)
         _say(f"error: {failure}")
@@ -49,15 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_how_to_resume(config)
         _say(f"error: {failure}")
         return failure.status
-    except Interrupted as stop:
-        _say(f"stopped by {stop}")
-        _say_how_to_resume(config)
-        return 128 + stop.signum
     except BaseException as error:
         _say_how_to_resume(config)
         if not isinstance(error, OSError) or error.errno not in NO_ROOM:
             raise
-        _say(f"error: out must be where there is room, got {config and _folder(config)}: {os.strerror(error.errno)}")
+        _say(f"error: out must be where there is room, got {_folder(config)}: {os.strerror(error.errno)}")
         return 1
     return _say_what_failed(summary)
 

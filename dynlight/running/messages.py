@@ -63,7 +63,10 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         message: the text of an ArgumentError, in which each inner problem follows the one that holds it.
         settings: every setting there is, to say which one may have been meant.
     """
-    setting = ".".join(re.findall(r'Parser key "([^"]*)"', message))
+    setting = ""
+    for key in re.findall(r'Parser key "([^"]*)"', message):
+        if not f".{setting}".endswith(f".{key}"):  # on the command line the whole name stands before its last part
+            setting = f"{setting}.{key}".lstrip(".")
     cause = message.rsplit("Parser key", 1)[-1]  # of the innermost setting
     if unknown := re.search(
         r"(?:Group '([^']*)' does not accept option|Option) '([^']*)'|unrecognized arguments: ([^\s=]+)", message

@@ -577,6 +577,8 @@ FILES = {
 }
 # Arguments behind a configuration that runs.
 ARGUMENTS = {
+    "a rate that is none": (["--update.lr", "fast"], "update.lr must be a number, got fast"),
+    "a segment that is none": (["--context.segment=x"], "context.segment must be a whole number, got x"),
     "no file": (["--config", "none.yaml"], "config must be a YAML file, got none.yaml; there is no such file"),
     "a folder": (["--config", "."], "config must be a YAML file, got .; it is a folder"),
     "half of config": (["--conf", "run.yaml"], "conf is not a setting; see --help and --print_config"),
