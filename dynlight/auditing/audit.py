@@ -102,7 +102,8 @@ def audit(
 
     Args:
         scorer: documents (lists of token ids) → nats of each token, a list a document.
-        documents: what it is tried on: two at least, of a few segments each, and of different lengths.
+        documents: what it is tried on, best of a few segments each, and of different lengths; some may have no or one
+            token. Beside a single one another is read, of other tokens.
         vocabulary: how many tokens there are; ids are below it.
         policy: what a document's nats may depend on: `document`, itself; `stream`, also the documents before it.
         segment: tokens that are scored, and learned from, together, where that is known: positions are chosen by it.
@@ -127,15 +128,16 @@ def audit(
     token_lists = [[int(token) for token in tokens] for tokens in documents]
     if policy not in ("document", "stream"):
         raise SettingError("policy", "be document or stream", got=policy)
-    if len(token_lists) < 2 or min(map(len, token_lists)) < 2:
-        raise SettingError(
-            "documents", "be two at least, of two tokens at least", got=f"lengths {[*map(len, token_lists)]}"
-        )
-    if vocabulary < 2 or max(map(max, token_lists)) >= vocabulary or min(map(min, token_lists)) < 0:
+    all_tokens = {token for tokens in token_lists for token in tokens}
+    if max(map(len, token_lists), default=0) < 2:
+        raise SettingError("documents", "hold one of two tokens at least", got=f"lengths {[*map(len, token_lists)]}")
+    if vocabulary < 2 or max(all_tokens) >= vocabulary or min(all_tokens) < 0:
         raise SettingError("vocabulary", "be above every token and at least 2", got=vocabulary)
     began = time.perf_counter()
     always = lambda index: True  # noqa: E731
     subject = Subject(scorer, token_lists, vocabulary, policy, tolerance, segment, learns or always, seed)
+    if len(token_lists) == 1:
+        token_lists.append(subject.replaced([*token_lists[0], 0], "beside"))
     # Before all other checks: a scorer's first call must read other tokens than its next, to show what it keeps.
     repeated = checks.repeat(subject, None if make is None else FreshProcess(make))
     results = (

@@ -71,6 +71,30 @@ def test_the_zoo(seed):
     assert len(CHEATS) == 17
 
 
+def corpora(seed):
+    """Corpora with documents of no and of one token, and one of a single document."""
+    first, second, *others = cheats.documents(seed)
+    return {"short": [first, [], second[:1], second, [], *others], "single": [first]}
+
+
+@pytest.mark.parametrize("corpus", ["short", "single"])
+@pytest.mark.usefixtures("no_processes")
+def test_any_corpus_is_taken(monkeypatch, corpus):
+    found = corpora(0)[corpus]
+    monkeypatch.setattr(cheats, "documents", lambda seed: found)
+    for name in HONEST:
+        result = audit_of(name)
+        assert result.honest, result.table()
+        tried = {check.name for check in result.checks if check.verdict != "not tried"}
+        assert {"coverage", "repeat", "suffix", "independence", "Kraft sum", "beat the truth"} <= tried
+    missed = []
+    for name, cheat in CHEATS.items():
+        result = audit_of(name, 0, cheat.policy, cheat.count)
+        if not is_caught(result, cheat.caught_by):
+            missed.append(name)
+    assert missed == []
+
+
 @pytest.mark.parametrize("name", HONEST)
 @pytest.mark.usefixtures("no_processes")
 def test_honest_scorers_pass_where_segments_are_not_known(name):
@@ -114,7 +138,8 @@ def test_a_kraft_sum_is_estimated_where_the_vocabulary_is_large():
     ("changed", "message"),
     [
         ({"policy": "both"}, "policy must be document or stream, got both"),
-        ({"documents": [[1, 2]]}, "documents must be two at least"),
+        ({"documents": []}, r"documents must hold one of two tokens at least, got lengths \[\]"),
+        ({"documents": [[], [1]]}, r"documents must hold one of two tokens at least, got lengths \[0, 1\]"),
         ({"vocabulary": 3}, "vocabulary must be above every token"),
     ],
 )
