@@ -21,6 +21,7 @@ def evaluate(
     passes: int = 1,
     reset: bool = True,
     clip: float | None = None,
+    prefixes: bool = False,
 ) -> list[list[Tensor]]:
     """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -41,13 +42,13 @@ def evaluate(
             learn = optimizer is not None and learns(i)
             with torch.set_grad_enabled(learn):
                 if window is not None:
-                    nats = nats_in_window(model, sequence, start, stop, window)
+                    nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 else:
                     nats, cache = nats_with_memory(model, sequence, start, stop, keys_and_values)
             results[-1].append(nats.detach())
             for repeat in range(passes if learn else 0):
                 if repeat > 0 and window is not None:
-                    nats = nats_in_window(model, sequence, start, stop, window)
+                    nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 elif repeat > 0:
                     nats, _ = nats_with_memory(model, sequence, start, stop, keys_and_values)
                 for parameter in learned:
@@ -64,8 +65,12 @@ def evaluate(
     return results
 
 
-def nats_in_window(model: PreTrainedModel, sequence: Tensor, start: int, stop: int, window: int) -> Tensor:
+def nats_in_window(
+    model: PreTrainedModel, sequence: Tensor, start: int, stop: int, window: int, prefixes: bool
+) -> Tensor:
     inputs = sequence[max(0, stop - window) : stop]
+    if prefixes:
+        inputs = torch.cat([sequence[:1], inputs[1:]])
     # Only the scored tokens get logits: with those of the context too, sums in the backward would round differently.
     logits = model(input_ids=inputs[None], use_cache=False, logits_to_keep=stop - start).logits[0]
     return nats(logits, sequence[start + 1 : stop + 1])

@@ -2,7 +2,7 @@
 
 | context | reads again | carries over |
 |---|---|---|
-| `Overlapping(segment, window)` | the inputs before `start`, `window` in all | nothing |
+| `Overlapping(segment, window, prefix)` | the inputs before `start`, `window` in all | nothing |
 | `TransformerXL(segment, memory)` | nothing | keys and values of the last `memory` positions |
 
 A new context is a subclass of `Context` (`documents/segments.py`) with `memory`, `context` and `check`.
@@ -84,15 +84,22 @@ class Overlapping(Context):
     Args:
         segment: tokens scored (and learned from) together.
         window: tokens in view: the segment and the context read again before it.
+        prefix: whether every window begins with BOS (else EOS), as the first does, in the place of its first token. Models
+            that have always seen it there (Gemma) need it.
 
     Raises:
         SettingError: if `segment` is under 1 or `window` under `segment`.
     """
 
-    def __init__(self, segment: int, window: int) -> None:
+    def __init__(self, segment: int, window: int, prefix: bool = False) -> None:
         super().__init__(segment)
         require_at_least("context.window", segment, window, because=f" (context.segment is {segment})")
         self.window = window
+        self._prefix = prefix
+
+    @property
+    def prefixes(self) -> bool:
+        return self._prefix
 
     def context(self, start: int, stop: int) -> int:
         return min(start, self.window - (stop - start))
@@ -108,7 +115,7 @@ class Overlapping(Context):
             )
 
     def __str__(self) -> str:
-        return f"Overlapping(segment {self.segment}, window {self.window})"
+        return f"Overlapping(segment {self.segment}, window {self.window}{', prefix' * self._prefix})"
 
 
 def position_limit(config: PretrainedConfig) -> int | None:

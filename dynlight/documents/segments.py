@@ -42,6 +42,11 @@ class Context(ABC):
         """Positions whose keys and values are carried over; None: nothing is carried and positions restart at 0."""
         return None
 
+    @property
+    def prefixes(self) -> bool:
+        """Whether the first input of every forward is the prefix, in the place of the token there."""
+        return False
+
     def context(self, start: int, stop: int) -> int:
         """Inputs read again before the segment `start … stop − 1`, in tokens."""
         return 0

@@ -121,6 +121,8 @@ def _segment(documents: Wave, cut: Cut, sequences: Sequence[Tensor], context: Co
         tokens_again = context.context(start, stop)
         place = slice(tokens_again - cut.context, tokens_again - cut.context + stop - start)
         inputs[row, : tokens_again + stop - start] = sequence[start - tokens_again : stop]
+        if context.prefixes:
+            inputs[row, 0] = document.prefix
         targets[row, place] = sequence[start + 1 : stop + 1]
         scored.append(place)
         nbytes.append(int(document.byte_ends[stop] - document.byte_ends[start]))

@@ -13,6 +13,7 @@ from dynlight import All, LoRA, Matching, Overlapping, ResetWeights, Transformer
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 0, 1, 15, 16, 17, 33))]
 CONTEXTS = {
     "overlapping": (Overlapping(16, 40), {"segment": 16, "window": 40}),
+    "prefixed": (Overlapping(16, 40, prefix=True), {"segment": 16, "window": 40, "prefixes": True}),
     "disjoint": (Overlapping(16, 16), {"segment": 16, "window": 16}),
     "memory": (TransformerXL(16, 24), {"segment": 16, "memory": 24}),
     "no memory": (TransformerXL(16, 0), {"segment": 16, "memory": 0}),

@@ -105,6 +105,11 @@ def test_every_schedule(schedule):
     compare(schedule=schedule, update=partial(torch.optim.AdamW, lr=1e-3))
 
 
+def test_windows_that_begin_with_the_prefix():
+    compare(context=Overlapping(16, 40, prefix=True))
+    compare(context=Overlapping(16, 16, prefix=True))
+
+
 def test_clipping_is_per_document():
     compare(clip=0.05)
 
