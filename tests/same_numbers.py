@@ -22,7 +22,10 @@ PLAIN = ["--trainer.logger=false"]
 WAVE = '--parameters={"class_path": "LoRA", "init_args": {"rank": 8}}'
 ADAM = '--update={"class_path": "AdamW", "init_args": {"lr": 0.001}}'
 STOP = '--trainer.callbacks=[{"class_path": "meddling.StopOnce"}]'
-QUICKSTART = ["--config", "configs/quickstart.yaml", *PLAIN]
+# As the quickstart was in 0.1.0, so that commits can be compared whose own is another.
+ALL = '--parameters={"class_path": "All"}'
+SGD = '--update={"class_path": "SGD", "init_args": {"lr": 0.07}}'
+QUICKSTART = ["--config", "configs/quickstart.yaml", ALL, SGD, *PLAIN]
 RUNS = {
     "quickstart": QUICKSTART,
     "mixture": ["--config", "configs/mixture.yaml"],

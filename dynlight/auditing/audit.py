@@ -88,6 +88,8 @@ def audit(
     guess: Callable[[Tokens], Sequence[float]] | None = None,
     rate_0: Scorer | None = None,
     static: Scorer | None = None,
+    noisy: Scorer | None = None,
+    long: Sequence[Tokens] = (),
     tolerance: float = 1e-3,
     exact: int = 512,
     samples: int = 96,
@@ -116,6 +118,8 @@ def audit(
         guess: prefix → chances of the next token by the static model, where the vocabulary is above `exact`.
         rate_0: the scorer at learning rate 0.
         static: the scorer with nothing learned.
+        noisy: the scorer with noise of 1e-7 in its initial weights.
+        long: longer documents, of dozens of segments, over which a difference can grow.
         tolerance: by how many nats a token may differ, and a Kraft sum from 1; a leak that gains less is not seen.
         exact: the largest vocabulary whose Kraft sum is made in full.
         samples: tokens drawn for an estimate of a Kraft sum.
@@ -149,6 +153,7 @@ def audit(
         checks.kraft(subject, guess, exact, samples, samples, positions),
         checks.beat_the_truth(subject, sampler),
         checks.static_identity(subject, rate_0, static),
+        checks.rounding(subject, noisy, long),
     )
     return Audit(results, subject.calls, time.perf_counter() - began)
 

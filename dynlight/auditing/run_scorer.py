@@ -24,6 +24,7 @@ from dynlight.running.run import Run
 from dynlight.running.trainer import quiet
 
 _DOCUMENTS = 3
+_LONG, _LONG_SEGMENTS = 2, 64  # documents, and segments of each, over which a difference in the last digit may grow
 
 
 class AuditedRun:
@@ -71,6 +72,8 @@ class AuditedRun:
             "guess": self.guess,
             "rate_0": self._scorer(**rate_0),
             "static": self._scorer(update=None, rates=None, mixture=None),
+            "noisy": RunScorer(self._run, _with_noise(self.model), self.prefix, self.scorer.changes),
+            "long": self._long_documents(),
             "samples": 128,
             "positions": 2,
             "seed": self._run.config.seed,
@@ -103,6 +106,11 @@ class AuditedRun:
                 tokens = tokens[begin:] + tokens[:begin]
             pieces.append((tokens * -(-length // len(tokens)))[:length])
         return pieces
+
+    def _long_documents(self) -> list[Tokens]:
+        """The beginnings of the run's first documents, of up to so many segments that a difference can grow."""
+        stream = self.choices.data.first(_LONG, _LONG_SEGMENTS * self.choices.context.segment)
+        return [document.tokens.tolist() for document in stream.load(self.tokenizer) if len(document)]
 
     def guess(self, prefix: Tokens) -> Sequence[float]:
         """The static model's chance of each token after a prefix, of which the model sees as much as it can."""
@@ -168,7 +176,7 @@ class RunScorer:
         self._run = run
         self._model = model
         self._prefix = prefix
-        self._changes = changes
+        self.changes = changes
 
     def __call__(self, documents: list[Tokens]) -> list[list[float]]:
         collect = self.read([_document(i, tokens, self._prefix) for i, tokens in enumerate(documents)])
@@ -178,7 +186,7 @@ class RunScorer:
         """Runs the Trainer over documents and returns what it committed."""
         collect = Collect()
         if any(len(document) for document in documents):
-            module = self._run.module(copy.deepcopy(self._model), **self._changes)
+            module = self._run.module(copy.deepcopy(self._model), **self.changes)
             self._run.read(module, documents, [collect])
         return collect
 
@@ -205,6 +213,16 @@ def make_scorer(arguments: Sequence[str]) -> Scorer:
     """The scorer of a run, for a fresh process to make."""
     quiet()
     return AuditedRun(arguments).scorer
+
+
+def _with_noise(model: Any) -> Any:
+    """A copy of the model whose weights differ in their last digit."""
+    copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            noise = torch.randn(weight.shape, generator=generator) * torch.finfo(weight.dtype).eps
+            weight.mul_((1 + noise).to(weight.dtype))
+    return copied
 
 
 def _is_mixed(choices: Any) -> bool:

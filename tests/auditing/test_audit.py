@@ -134,6 +134,24 @@ def test_a_kraft_sum_is_estimated_where_the_vocabulary_is_large():
     assert found["Kraft sum"].verdict == "failed"
 
 
+def test_rounding_that_learning_amplifies_is_reported_and_blames_nobody():
+    def scorer(share):
+        return lambda documents: [[2.0 * (1 + share * (len(tokens) > 30))] * len(tokens) for tokens in documents]
+
+    long = [[1, 2] * 10, [3, 4] * 20]
+    held, lost = (
+        audit(scorer(0.0), cheats.documents(0), vocabulary=VOCABULARY, noisy=scorer(share), long=long)
+        for share in (1e-6, 1e-2)
+    )
+    assert held["rounding"].deviation == pytest.approx(1e-6)
+    assert (held["rounding"].verdict, held["rounding"].note) == ("reported", "digits hold: yes")
+    assert lost["rounding"].deviation == pytest.approx(1e-2)
+    assert lost["rounding"].note.startswith("digits hold: no")
+    assert lost["rounding"].where.document == 1
+    assert lost["rounding"].verdict == "reported"
+    assert audit_of("static")["rounding"].verdict == "not tried"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

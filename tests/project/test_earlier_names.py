@@ -16,7 +16,7 @@ COMPRESSED = yaml.safe_load((ROOT / "configs/compressed_gradients.yaml").read_te
     ("section", "class_path"),
     [
         ("context", "dynlight.context.TransformerXL"),
-        ("parameters", "dynlight.parameters.All"),
+        ("parameters", "dynlight.parameters.Matching"),
         ("update", "dynlight.updates.RMSDynamic"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_printed_configuration_is_whole_and_parses_back_to_itself(printed, t
     text = printed(*QUICKSTART)
     sections = yaml.safe_load(text)
     assert {name.split(".")[0] for name in setting_names(parser())} == set(sections)
-    assert sections["update"] == {"class_path": "torch.optim.SGD"} | {"init_args": sections["update"]["init_args"]}
+    assert sections["update"] == {"class_path": "torch.optim.Adam"} | {"init_args": sections["update"]["init_args"]}
     (tmp_path / "printed.yaml").write_text(text)
     again = ["--config", str(tmp_path / "printed.yaml")]
     assert parsed(again) == parsed(QUICKSTART)
