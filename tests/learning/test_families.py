@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from models import VOCABULARY, tiny
+from models import CONFIGS, VOCABULARY, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from reference import evaluate
 from running import random_tokens, run
@@ -13,14 +13,19 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     DogeConfig,
+    Gemma3Config,
     GPTJConfig,
     Lfm2Config,
     Llama4TextConfig,
     LlamaForCausalLM,
     MambaConfig,
+    MptConfig,
+    RobertaConfig,
+    WhisperConfig,
 )
 
 from dynlight import LoRA, Overlapping, TransformerXL
+from dynlight.choices.context import position_limit
 from dynlight.errors import SettingError
 from dynlight.learning.trial import reason_against_memory
 
@@ -95,6 +100,28 @@ def test_a_memory_is_read_as_by_the_loop(family):
 def test_a_memory_that_would_not_be_all_is_refused(family, reason):
     with pytest.raises(SettingError, match=f"context.class_path must be Overlapping for {family}, {reason}"):
         run(make(OF_STATES[family]), TOKENS, TransformerXL(16, 32))
+
+
+def test_a_configuration_of_several_parts_is_read_as_that_of_its_text():
+    text = CONFIGS["gemma3"].to_dict()
+    whole = Gemma3Config(text_config=text, vision_config={"hidden_size": 16, "num_hidden_layers": 1})
+    TransformerXL(16, 32).check(whole)
+    assert position_limit(whole) == position_limit(CONFIGS["gemma3"]) == 256
+    with pytest.raises(SettingError, match="context.memory must be at most 240 beside a segment of 16"):
+        TransformerXL(16, 241).check(whole)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (MptConfig(max_seq_len=99), 99),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (WhisperConfig(max_target_positions=44), 44),
+        (MambaConfig(), None),
+    ],
+)
+def test_limits_of_positions(config, limit):
+    assert position_limit(config) == limit
 
 
 class LooksAtItsCache(nn.Module):

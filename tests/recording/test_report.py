@@ -302,6 +302,18 @@ def test_page_loads_nothing(tmp_path):
     assert "The scores of single tokens were not kept" in html
 
 
+def test_the_page_has_a_dark_a_printed_and_a_narrow_form(run):
+    (sheet,) = re.findall(r"<style>(.*?)</style>", (run / "report.html").read_text(), re.S)[:1]
+    light, dark, printed, narrow = re.split(r"\n@media \([^)]*\) \{|\n@media print \{", sheet)
+    defined = [set(re.findall(r"(--[a-z]+): #", part)) for part in (light, dark)]
+    assert defined[1] == defined[0] >= {"--page", "--ink", "--line"}  # each colour has its dark one
+    elsewhere = light.split("* { box-sizing")[1]
+    assert re.findall(r"#[0-9a-f]{3,6}\b", elsewhere) == []
+    assert "invert" in dark
+    assert "print-color-adjust: exact" in printed
+    assert "figure svg { min-width" in narrow
+
+
 def test_page_escapes_whatever_a_document_holds(tmp_path):
     attack = "<script>alert(1)</script>"
     text = [attack, "\n\n    ", "</div>", "&amp;", "\t", "\"'", "\x00\x1b", "\u202e", "é", ""] * 20
