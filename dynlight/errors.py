@@ -35,6 +35,10 @@ class SettingError(ValueError):
         return SettingError.worded, (str(self),)
 
 
+class CallbackFailedError(Exception):
+    """A callback of the user's raised an exception while segments were read."""
+
+
 def told(where: str, error: BaseException) -> str:
     """What somebody else's code raised, in a line: `Mine.on_train_end: ValueError: no such file (mine.py, line 8)`."""
     place = extract_tb(error.__traceback__)[-1]

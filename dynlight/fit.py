@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynlight.errors import SettingError
+from dynlight.errors import CallbackFailedError, SettingError
 from dynlight.running.help import help_text
 
 
@@ -47,13 +47,16 @@ def _fit(config: Any, resumes: bool, signals: Any) -> int:
     from dynlight.learning.processes.board import ProcessFailedError
     from dynlight.recording.signals import Interrupted
     from dynlight.running.fitting import fit
-    from dynlight.running.onlookers import CallbackFailedError
     from dynlight.running.trainer import quiet
 
     quiet()
     try:
         summary = fit(config, resumes, signals)
-    except (SettingError, Interrupted):
+    except (
+        SettingError,
+        Interrupted,
+        SystemExit,
+    ):  # the last is that of a process which leaves it to the first to say why
         raise
     except CallbackFailedError as failure:
         _say_how_to_resume(config)
@@ -73,7 +76,7 @@ def _fit(config: Any, resumes: bool, signals: Any) -> int:
 
 
 def _say_what_failed(summary: dict[str, Any]) -> int:
-    """One line for each document that failed; returns the exit status."""
+    """One line for each document and callback that failed; returns the exit status."""
     for document in summary["failed"]:
         where = "" if document["segment"] is None else f" in segment {document['segment']}"
         _say(
@@ -85,7 +88,9 @@ def _say_what_failed(summary: dict[str, Any]) -> int:
             f"warning: document {document['name']} was read by the initial weights from segment {document['segment']} on, "
             f"as {document['reason']}; lower update.lr or set clip"
         )
-    return 3 if summary["failed"] else 0
+    for failure in summary["callbacks"]:
+        _say(f"error: {failure}")
+    return 3 if summary["failed"] else 1 if summary["callbacks"] else 0
 
 
 def _resumed(arguments: list[str]) -> tuple[list[str], bool]:

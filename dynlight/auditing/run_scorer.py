@@ -24,7 +24,7 @@ from dynlight.running.run import Run
 from dynlight.running.trainer import quiet
 
 _DOCUMENTS = 3
-_LONG, _LONG_SEGMENTS = 2, 64  # documents, and segments of each, over which a difference in the last digit may grow
+_LONG = 2  # documents over which a difference in the last digit may grow
 
 
 class AuditedRun:
@@ -72,7 +72,7 @@ class AuditedRun:
             "guess": self.guess,
             "rate_0": self._scorer(**rate_0),
             "static": self._scorer(update=None, rates=None, mixture=None),
-            "noisy": RunScorer(self._run, _with_noise(self.model), self.prefix, self.scorer.changes),
+            "noisy": self._noisy(),
             "long": self._long_documents(),
             "samples": 128,
             "positions": 2,
@@ -107,9 +107,16 @@ class AuditedRun:
             pieces.append((tokens * -(-length // len(tokens)))[:length])
         return pieces
 
+    def _noisy(self) -> "RunScorer | None":
+        """The scorer with noise in the initial weights; None where their own last digit is far above that of fp32."""
+        if self.model.dtype != torch.float32:
+            return None
+        return RunScorer(self._run, _with_noise(self.model), self.prefix, self.scorer.changes)
+
     def _long_documents(self) -> list[Tokens]:
         """The beginnings of the run's first documents, of up to so many segments that a difference can grow."""
-        stream = self.choices.data.first(_LONG, _LONG_SEGMENTS * self.choices.context.segment)
+        segment = self.choices.context.segment
+        stream = self.choices.data.first(_LONG, min(64 * segment, max(4096, 8 * segment)))
         return [document.tokens.tolist() for document in stream.load(self.tokenizer) if len(document)]
 
     def guess(self, prefix: Tokens) -> Sequence[float]:
@@ -220,8 +227,7 @@ def _with_noise(model: Any) -> Any:
     copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in copied.parameters():
-            noise = torch.randn(weight.shape, generator=generator) * torch.finfo(weight.dtype).eps
-            weight.mul_((1 + noise).to(weight.dtype))
+            weight.mul_(1 + 1e-7 * torch.randn(weight.shape, generator=generator))
     return copied
 
 

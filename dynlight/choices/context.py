@@ -15,6 +15,7 @@ from dynlight.errors import SettingError, require_at_least
 
 # RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+OTHER_CONTEXT = "choose {class_path: Overlapping, init_args: {segment: …, window: …}}"
 # Where configurations say for how many positions a model was made.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 # Those whose rows of positions begin behind that of the padding token.
@@ -57,7 +58,7 @@ class TransformerXL(Context):
                 "context.class_path",
                 f"be Overlapping for {config.model_type}, {reason}",
                 got="TransformerXL",
-                advice="choose {class_path: Overlapping, init_args: {segment: …, window: …}}",
+                advice=OTHER_CONTEXT,
             )
         limit = position_limit(config)
         if limit is not None and self.segment + self.memory > limit:
@@ -145,9 +146,12 @@ def _reason_against_memory(config: PretrainedConfig) -> str | None:
 
 
 def _has_relative_positions(config: PretrainedConfig) -> bool:
-    """Whether positions are rotations or biases by distance (relative, without end) rather than rows of a table."""
+    """Whether positions are rotations or biases by distance (relative, without end) rather than rows of a table.
+
+    GPT-J and CodeGen have rotations, but look them up in a table that ends.
+    """
     is_biased = config.model_type in _BIASED or getattr(config, "alibi", False)
-    return bool(is_biased or getattr(config, "rope_parameters", None) or getattr(config, "rotary_dim", None))
+    return bool(is_biased or getattr(config, "rope_parameters", None))
 
 
 def remembers_by_keys_and_values(config: PretrainedConfig) -> bool:

@@ -153,8 +153,11 @@ def adapters_of(model: nn.Module) -> list[AdaptedLinear | BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, AdaptedLinear | BaseTunerLayer)]
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Adds what the model's adapters have learned to the weights beside them, and takes the adapters away."""
+def merge_adapters(model: nn.Module) -> bool:
+    """Adds what the model's adapters have learned to the weights beside them, and takes the adapters away.
+
+    Returns whether anything of PEFT's is left, which cannot be merged.
+    """
 
     def merged(module: nn.Module) -> nn.Module | None:
         if not isinstance(module, BaseTunerLayer):
@@ -165,6 +168,7 @@ def merge_adapters(model: nn.Module) -> None:
 
     replace_modules(model, merged)
     vars(model).pop("peft_config", None)  # by which PEFT would take the next adapter for a second one
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def replace_modules(model: nn.Module, new: Callable[[nn.Module], nn.Module | None]) -> None:

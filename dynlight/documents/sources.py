@@ -146,9 +146,10 @@ class Source:
         if files is not None and len(wanted) < len(splits):
             # The other splits are neither downloaded nor converted: of PG-19 that is all but 1%.
             data_files = type(files)({name: files[name] for name in wanted})
-        self.digests = _digests([file for name in wanted for file in (files or {}).get(name, [])])
         with self._readable():
             if builder.info.builder_name != "text" or files is None:
+                if files is not None and not self.streaming:
+                    self.digests = _digests([file for name in wanted for file in files[name]])
                 # datasets knows a local file by its path and time alone, and would read from its cache what was there before.
                 contents = hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()[:16]
                 cache = Path(config.HF_DATASETS_CACHE, "dynlight", contents) if self.digests else None
@@ -169,6 +170,8 @@ class Source:
                                    advice=f"pip install {lacking}")  # fmt: skip
             with self._readable(file), fsspec.open(file, "rb", compression="infer") as opened:
                 text = opened.read().decode()
+            for digest in _digests([file]).values():  # of a local one
+                self.digests[name] = digest
             yield name, text
 
     def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:

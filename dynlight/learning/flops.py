@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -70,8 +71,8 @@ class FlopCounter:
 
         constant + line · r + again · c + square · r (r + m)
 
-    whose coefficients are solved from the smallest shapes. What they give is measured at the largest shape, too: where it
-    isn't so, as in a model that fills up its segments to a fixed length, each shape is measured by itself.
+    whose coefficients are solved from the smallest shapes. What they give is measured at a whole segment and at one of one
+    token, too: where it isn't so, as in a model that fills up its segments to a fixed length, each shape is measured by itself.
 
     A model or an optimizer that does something which needs data cannot be measured: its FLOPs are NaN, and `failure` says
     why. No score depends on them.
@@ -129,7 +130,9 @@ class FlopCounter:
         try:
             yield
         except Exception as error:  # whatever the code of a model or an optimizer raises where there is no data
-            self.failure = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+            if self.failure is None:
+                self.failure = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+                rank_zero_warn(f"FLOPs are not counted, as that needs code to run without data: {self.failure}")
 
 
 class EmptyModel:
@@ -152,7 +155,7 @@ class EmptyModel:
         self._has_reference = has_reference
 
     # Adapters of experts switch autocast off, which `meta` doesn't know.
-    @patch.object(torch, "autocast", lambda **settings: nullcontext())
+    @patch.object(torch, "autocast", lambda *device, **settings: nullcontext())
     def measure(self, context: int, scored: int, memory: int) -> Flops:
         """The FLOPs of one forward and backward over a segment, and of the static reference's forward."""
         segment = _empty_segment(context, scored)
@@ -225,8 +228,9 @@ def _cost_of(copied: EmptyModel, context: Context) -> Cost:
     line = of_three - of_two - 5 * square
     constant = of_two - 2 * line - 4 * square
     far = 1_000_000_000  # tokens into a document, where all that a context can have in view is there
-    largest = context.context(far, far + context.segment), context.segment, context.memory or 0
-    again = _row(measure(1, 2, 0)) - of_three if largest[0] else 0
+    shapes = [(context.context(far, far + scored), scored, context.memory or 0) for scored in (context.segment, 1)]
+    # Whether there is context at all a short last segment shows: a window of one segment has room beside it.
+    again = _row(measure(1, 2, 0)) - of_three if any(shape[0] for shape in shapes) else 0
 
     def solved(context: int, scored: int, memory: int) -> Flops:
         read = context + scored
@@ -235,7 +239,7 @@ def _cost_of(copied: EmptyModel, context: Context) -> Cost:
         ).tolist()
         return Flops(forward, activation, weight, static=static)
 
-    return solved if solved(*largest) == measure(*largest) else measure
+    return solved if all(solved(*shape) == measure(*shape) for shape in shapes) else measure
 
 
 def _row(flops: Flops) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dynlight.choices.context import OTHER_CONTEXT
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
@@ -282,12 +283,7 @@ class DynamicEvaluation(LightningModule):
     @cached_property
     def flop_counter(self) -> FlopCounter:
         """What counts the FLOPs of a segment."""
-        counter = FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
-        if counter.failure is not None:
-            rank_zero_warn(
-                f"FLOPs are not counted, as that needs the model's code to run without data: {counter.failure}"
-            )
-        return counter
+        return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
 
     @property
     def processes(self) -> Processes:
@@ -348,6 +344,7 @@ class DynamicEvaluation(LightningModule):
             "context.class_path",
             f"be Overlapping for {self.model.config.model_type}, {reason}",
             got=type(self.context).__name__,
+            advice=OTHER_CONTEXT,
         )
 
     def on_train_start(self) -> None:

@@ -66,10 +66,12 @@ def reason_against_rows(
 def reason_against_memory(model: PreTrainedModel) -> str | None:
     """Why a model cannot read a text in parts, with keys and values of the earlier ones in memory; None: it can.
 
-    A text is read in three parts, and in one forward without a cache: the logits must be the same. So a model that
+    A text is read in three parts, and in one forward without a memory: the logits must be the same. So a model that
     remembers something else, or looks at what its cache holds, is found out before a run.
     """
     length = 3 * min(_PART, (position_limit(model.config) or 3 * _PART) // 3)
+    if length == 0:
+        return None
     inputs = _tokens(model, 1, length)
     parts, memory = [], None
     try:
@@ -93,7 +95,7 @@ def _apart(found: Tensor, expected: Tensor) -> str | None:
         return None
     found, expected = found[finite], expected[finite]
     apart = (found - expected).abs().max() / expected.abs().max()
-    return None if apart <= _TOLERANCE[found.dtype] else f"{apart:.2g}"
+    return None if apart <= _TOLERANCE.get(found.dtype, 1e-3) else f"{apart:.2g}"
 
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:

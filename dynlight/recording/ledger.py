@@ -19,7 +19,8 @@ COLUMNS = ("document", "segment", "tokens", "nats", "before", "after", "link")
 
 def first_link(contents: dict[str, Any]) -> str:
     """The link before the first row: the hash of what the run was made of."""
-    made_of = {key: contents[key] for key in ("hashes", "documents", "tokens", "bytes", "reset")}
+    keys = ("hashes", "files", "documents", "tokens", "bytes", "reset")
+    made_of = {key: contents[key] for key in keys if key in contents}  # version 0.1.0 knew no files
     return hash_of(json.dumps(made_of, sort_keys=True).encode())
 
 

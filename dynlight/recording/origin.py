@@ -16,6 +16,9 @@ UNFINISHED = "unfinished"  # the folder in a run's folder that only an unfinishe
 _FREE = ["config", "out", "overwrite", "checkpoint", "data.together", "trainer.devices", "trainer.accelerator"]
 _FREE += ["trainer.strategy", "trainer.num_nodes", "trainer.logger", "trainer.profiler", "trainer.plugins"]
 
+# Settings that dynlight 0.1.0 did not have, each with what a run of that version did.
+_ADDED = {"context.prefix": "False"}
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -72,7 +75,7 @@ class Origin:
         `settings_of` leaves out those settings that may change.
         """
         for name in sorted({*self.settings, *settings}):
-            old, new = self.settings.get(name, "nothing"), settings.get(name, "nothing")
+            old, new = self.settings.get(name, _ADDED.get(name, "nothing")), settings.get(name, "nothing")
             if old != new and not (name == "trainer.callbacks" and _some_left_out(old, new)):
                 raise SettingError(
                     name, f"be {old} as when {folder} began", got=new, advice="change it back, or begin another run"

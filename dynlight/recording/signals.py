@@ -48,6 +48,6 @@ class Signals:
 
     def stop(self, reason: BaseException) -> None:
         """Has the run stop with `reason` after the present segment; at once where it doesn't wait, or was asked before."""
-        is_second, self.received = self.received is not None, reason
+        is_second, self.received = isinstance(self.received, Interrupted), reason
         if is_second or not self.waits:
             raise reason

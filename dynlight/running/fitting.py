@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from dynlight.durable import NO_ROOM, draft_of
-from dynlight.errors import SettingError, told
+from dynlight.errors import CallbackFailedError, SettingError, told
 from dynlight.learning.checks import warn_of_imitated_bf16
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.board import ProcessFailedError
@@ -38,7 +38,10 @@ from dynlight.running.trainer import make_trainer
 
 
 def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
-    """Reads the documents that a configuration describes, and returns the summary of their scores.
+    """Reads the documents that a configuration describes.
+
+    Returns:
+        What summary.json holds, and `callbacks`: what callbacks of the user's raised after the last segment.
 
     What can be known to be wrong is refused before weights are loaded, and before anything is written.
 
@@ -50,14 +53,12 @@ def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None
     Raises:
         SettingError: if the configuration cannot be run.
         Interrupted: if a signal stops the run.
-        CallbackFailedError: if a callback of the user's stops it, or has failed after its last segment.
+        CallbackFailedError: if a callback of the user's stops it.
     """
     fitting = _Fitting(config, resumes, signals or Signals())
     if not (resumes and is_read(fitting.folder)):
         fitting.read(fitting.prepare())
-    summary = fitting.finish()
-    fitting.onlookers.check()
-    return summary
+    return fitting.finish() | {"callbacks": fitting.onlookers.failures}
 
 
 class _Fitting:
@@ -208,7 +209,7 @@ def _only_the_first_explains(trainer: Trainer) -> Iterator[None]:
     """Ends every process of `document_parallel` but the first without a message, as the first one says why."""
     try:
         yield
-    except (ProcessFailedError, Interrupted, SettingError, torch.OutOfMemoryError):
+    except (ProcessFailedError, Interrupted, SettingError, CallbackFailedError, torch.OutOfMemoryError):
         if way_of(trainer.strategy) == "documents" and not trainer.is_global_zero:
             sys.exit(2)
         raise

@@ -3,7 +3,7 @@
 | raised in | what becomes of the run |
 |---|---|
 | a hook before the first segment | it is refused, and nothing is left behind |
-| a hook while segments are read | it stops after the present segment, and can go on without the callback |
+| a hook while segments are read | it stops, after the present segment if there are checkpoints, and can go on without it |
 | a hook after the last segment | it ends as ever |
 """
 
@@ -13,16 +13,12 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from dynlight.errors import SettingError, told
+from dynlight.errors import CallbackFailedError, SettingError, told
 from dynlight.recording.signals import Signals
 
 _BEFORE = {"setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "load_state_dict"}
 _AFTER = {"on_train_epoch_end", "on_train_end", "on_fit_end", "teardown", "on_exception"}
 _HOOKS = [name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
-
-
-class CallbackFailedError(Exception):
-    """A callback of the user's raised an exception while segments were read."""
 
 
 class Onlookers:
@@ -68,8 +64,3 @@ class Onlookers:
         elif self._signals.received is None or not self._signals.waits:  # else the run stops in a moment
             advice = "leave it out (--trainer.callbacks null)"
             self._signals.stop(CallbackFailedError(f"trainer.callbacks must not raise, got {line}; {advice}"))
-
-    def check(self) -> None:
-        """Raises CallbackFailedError where one has failed after the last segment."""
-        if self.failures:
-            raise CallbackFailedError("; ".join(self.failures))

@@ -119,8 +119,17 @@ class Pretrained:
                 "hold every weight of the model",
                 got=f"{self.pretrained} without {absent[0]}{f' and {len(absent) - 1} more' if absent[1:] else ''}",
             )
-        merge_adapters(model)
-        if (reason := _reason_against(model)) is not None:
+        if merge_adapters(model):
+            what = "hold no adapter but of a kind that can be merged into its weights"
+            advice = "merge it yourself (merge_and_unload of peft) and save that"
+            raise SettingError("model.pretrained", what, got=self.pretrained, advice=advice)
+        is_flash = self._attention == "flash_attention_2"  # which a CPU does not have
+        if is_flash:
+            model.set_attn_implementation("eager")
+        reason = _reason_against(model)
+        if is_flash:
+            model.set_attn_implementation("flash_attention_2")
+        if reason is not None:
             got = f"{self.pretrained} of type {model.config.model_type}, {reason}"
             raise SettingError("model.pretrained", f"be {_MODEL}", got=got)
         return model

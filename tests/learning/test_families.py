@@ -42,7 +42,7 @@ SIZES = {
     "pad_token_id": None,
 }
 OF_POSITIONS = {  # relative ones, which their configurations tell in other words than a Llama's
-    "gptj": GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, rotary_dim=4),
+    "mpt": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
 }
 OF_STATES = {  # convolutions, recurrences, chunks of attention, keys chosen by what the cache holds
@@ -57,8 +57,9 @@ OF_STATES = {  # convolutions, recurrences, chunks of attention, keys chosen by 
         layer_types=["chunked_attention", "full_attention"],
     ),
     "doge": DogeConfig(**SIZES, keep_window_size=16),
+    "gptj": GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, rotary_dim=4),
 }
-TOKENS = [random_tokens(length, seed=length) for length in (90, 33, 5)]
+TOKENS = [random_tokens(length, seed=length) for length in (90, 33, 5)]  # longer than an MPT's positions here
 SGD = partial(torch.optim.SGD, lr=0.01)
 
 
@@ -91,6 +92,7 @@ def test_a_memory_is_read_as_by_the_loop(family):
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
+        ("gptj", "whose positions are not rotary"),  # but rows of a table, though rotated by
         ("lfm2", "which remembers by more than keys and values"),
         ("mamba", "whose positions are not rotary"),
         ("llama4_text", "whose attention is cut into chunks of a document"),

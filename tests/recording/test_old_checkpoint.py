@@ -10,6 +10,8 @@ from folders import configuration
 from meddling import StopAt
 
 from dynlight import fit
+from dynlight.errors import SettingError
+from dynlight.recording.origin import Origin
 from dynlight.recording.sealed import seal, unseal
 from dynlight.running import fitting
 
@@ -94,3 +96,10 @@ def test_a_run_of_version_0_1_0_goes_on_to_the_same_rows(run, library, tmp_path,
         whole, out = (pd.read_csv(next(Path(logs).rglob("metrics.csv"))) for logs in ("logs of the whole", "logs"))
         series = [column for column in whole if "seconds" not in column]
         pd.testing.assert_frame_equal(whole[series], out[series], rtol=1e-12)
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_what_it_did(tmp_path):
+    origin = Origin({"context.window": "40"}, [], 1, 1, done=[], hashes={}, loggers=[])
+    origin.check_settings(tmp_path, {"context.window": "40", "context.prefix": "False"})
+    with pytest.raises(SettingError, match="context.prefix must be False as when .* began, got True"):
+        origin.check_settings(tmp_path, {"context.window": "40", "context.prefix": "True"})

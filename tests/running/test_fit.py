@@ -359,3 +359,13 @@ def test_an_adapter_saved_beside_the_weights_is_part_of_the_model(run, library, 
     for changes in ({}, {"update": {"class_path": "SGD", "init_args": {"lr": 0.3}}}, {"parameters": lora}):
         assert nats(both, **changes) == pytest.approx(nats(merged, **changes), rel=1e-6)
     assert nats(both)[0] != pytest.approx(nats(library / "model")[0], rel=1e-3)
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(run, library, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["o_proj"])
+    both = shutil.copytree(library / "model", tmp_path / "both")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(library / "model"), config).save_pretrained(both)
+    status, output = run({"model": {"pretrained": str(both)}})
+    must = "model.pretrained must hold no adapter but of a kind that can be merged into its weights"
+    line = f"error: {must}, got {both}; merge it yourself (merge_and_unload of peft) and save that"
+    assert (status, output.err.splitlines()[-1]) == (2, line)

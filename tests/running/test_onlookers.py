@@ -217,3 +217,14 @@ def test_a_page_that_cannot_be_drawn_costs_nothing(run, monkeypatch):
     assert not Path("out/report.html").exists()
     assert report.main(["out"]) == 0
     assert Path("out/report.html").stat().st_size > 10_000
+
+
+def test_a_callback_that_fails_at_the_end_does_not_hide_a_document_that_failed(library, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = configuration(library / "model", f"{library}/documents/*.txt", tmp_path / "out")
+    config["trainer"] |= {"callbacks": raising("on_train_end")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert fit.main(["--config", str(tmp_path / "run.yaml"), "--update.lr", "1e30"]) == 3
+    said = capsys.readouterr().err
+    assert "error: document a.txt must be read to its end, got stopped in segment 1" in said
+    assert "error: trainer.callbacks must not raise, got Raises.on_train_end" in said

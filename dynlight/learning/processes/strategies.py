@@ -15,7 +15,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from dynlight.errors import SettingError
+from dynlight.errors import CallbackFailedError, SettingError
 from dynlight.learning.processes.board import Board
 from dynlight.learning.processes.launcher import Launcher
 
@@ -78,9 +78,9 @@ class DocumentParallel(DDPStrategy):
 
     def on_exception(self, exception: BaseException) -> None:
         message = f"{type(exception).__name__}: {exception}; its traceback stands above"
-        is_ours = isinstance(exception, SettingError)
-        message = str(exception) if is_ours else f"process {self.global_rank} failed of {message}"
-        self.board.fail(" ".join(message.split()), status=2 if is_ours else 1)
+        is_told = isinstance(exception, SettingError | CallbackFailedError)
+        message = str(exception) if is_told else f"process {self.global_rank} failed of {message}"
+        self.board.fail(" ".join(message.split()), status=2 if isinstance(exception, SettingError) else 1)
 
     def teardown(self) -> None:
         self.board.leave(_PATIENCE)
