@@ -100,10 +100,13 @@ class Source:
             raise SettingError(
                 "data.path", "be a data set", got="a file", advice=f"choose path: text, data_files: {path}"
             )
+        if os.path.isdir(path) and glob.has_magic(path):
+            advice = "rename it, or choose path: text, data_dir"
+            raise SettingError("data.path", "be a folder without * ? [ in its name", got=path, advice=advice)
         self.path = path
         self.name = name
         self.data_files = _as_they_are(data_files)
-        self.data_dir = data_dir
+        self.data_dir = glob.escape(data_dir) if data_dir is not None and os.path.isdir(data_dir) else data_dir
         self.split = split
         self.text_column = text_column
         self.streaming = streaming

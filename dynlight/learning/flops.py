@@ -102,8 +102,9 @@ class FlopCounter:
         with self._noting_failure():
             copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference)
             self._cost = _cost_of(copied, context)
-            for number, rule in enumerate(rules):
-                self._update_flops[number] = copied.measure_update(rule)
+            with self._noting_failure("FLOPs of updates"):
+                for number, rule in enumerate(rules):
+                    self._update_flops[number] = copied.measure_update(rule)
 
     def count(self, score: Score, row: int = 0) -> Flops:
         """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts."""
@@ -126,13 +127,13 @@ class FlopCounter:
         return Flops(**total)
 
     @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
+    def _noting_failure(self, what: str = "FLOPs") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # whatever the code of a model or an optimizer raises where there is no data
             if self.failure is None:
                 self.failure = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
-                rank_zero_warn(f"FLOPs are not counted, as that needs code to run without data: {self.failure}")
+                rank_zero_warn(f"{what} are not counted, as that needs code to run without data: {self.failure}")
 
 
 class EmptyModel:
@@ -175,7 +176,8 @@ class EmptyModel:
                 loss = token_nats(logits, segment.targets).mean()
                 # A backward to the outputs of the modules that hold learned weights crosses activations alone; the one to
                 # the weights crosses them a second time.
-                torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+                if outputs:  # none, say, where only an embedding learns
+                    torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
                 activation = _flops(counter) - forward
                 torch.autograd.grad(loss, self._weights.learned, allow_unused=True)
                 weight = _flops(counter) - forward - 2 * activation

@@ -48,7 +48,7 @@ from dynlight.learning.stacked import Stacked
 from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
-from dynlight.learning.trial import reason_against_memory
+from dynlight.learning.trial import reason_against_memory, reason_against_reading
 from dynlight.learning.weights import InPlace, Memory, Weights
 
 
@@ -314,7 +314,7 @@ class DynamicEvaluation(LightningModule):
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
         with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
-            self._check_memory()
+            self._check_model()
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():
                 self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compile_mode)
@@ -336,8 +336,12 @@ class DynamicEvaluation(LightningModule):
         is_mixed, carries_over = self.mixture is not None, self.reset_weights.carries_over
         check_run(trainer, self.model, self.rules, is_mixed, carries_over, together)
 
-    def _check_memory(self) -> None:
-        """Raises SettingError where the model does not read with a memory as it reads without one."""
+    def _check_model(self) -> None:
+        """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
+        if self.processes.way != "sharded":
+            reason = reason_against_reading(self.model, self.context)
+            must = f"suit {self.model.config.model_type}, {reason}"
+            require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
         reason = reason_against_memory(self.model) if self.context.memory else None
         require(
             reason is None,

@@ -86,6 +86,24 @@ def reason_against_memory(model: PreTrainedModel) -> str | None:
     return f"whose logits with a memory are {apart} apart from those in one forward" if apart else None
 
 
+def reason_against_reading(model: PreTrainedModel, context: Context) -> str | None:
+    """Why a model cannot be read and learned from as it was prepared; None: it can.
+
+    A few tokens are read, and gradients taken. So a model that reads a weight past the adapter in its place, say, is found
+    out before a run.
+    """
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        logits = _logits(model, _tokens(model, 1, _COLUMNS), context)
+        if learned:
+            torch.autograd.grad(logits.float().logsumexp(-1).sum(), learned, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises
+        return f"which cannot be read so ({_first_line(error)})"
+    return None
+
+
 def _apart(found: Tensor, expected: Tensor) -> str | None:
     """How far logits are apart, as a share of the largest; None: no further than by another order of sums."""
     if found.shape != expected.shape:

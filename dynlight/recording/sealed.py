@@ -69,7 +69,13 @@ def plain(data: Any) -> Any:
         return {key: plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return type(data)(plain(value) for value in data)
-    assert data is None or isinstance(data, bool | int | float | str), f"plain data only, got {type(data).__name__}"
+    if data is not None and type(data) not in (
+        bool,
+        int,
+        float,
+        str,
+    ):  # of a subclass, as of numpy's float, no more is read
+        raise TypeError(f"a checkpoint holds plain data and tensors, got {type(data).__name__}")
     return data
 
 

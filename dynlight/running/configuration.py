@@ -8,6 +8,7 @@ from textwrap import shorten
 from traceback import walk_tb
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -131,7 +132,10 @@ def folder_of(config: Namespace) -> Path:
 
 def save(config: Namespace, path: Path) -> None:
     """Writes a configuration as YAML, every default in it."""
-    parser().save(config, path, skip_unset=False, overwrite=True)
+    try:
+        parser().save(config, path, skip_unset=False, overwrite=True)
+    except yaml.YAMLError as error:
+        raise SettingError("trainer", "hold settings that a YAML can hold", got=error.args[-1]) from error
 
 
 def told_settings(config: Namespace) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class _Fitting:
         if not self._trainer.is_global_zero:
             return {"failed": [], "finished_static": []}  # the first process lists them
         summary = files.write_tables(self.folder)
-        print(terminal.printed_table(self.folder))
+        _print(terminal.printed_table(self.folder))
         self._draw_page(summary)
         close_loggers(self._trainer.loggers, self.folder, summary)
         remove_unfinished(self.folder)
@@ -133,7 +133,7 @@ class _Fitting:
         """Draws report.html; where that fails, all results are there, and it can be tried again."""
         try:
             files.write_page(self.folder, summary)
-            print(f"\nreport  {self.folder / 'report.html'}")
+            _print(f"\nreport  {self.folder / 'report.html'}")
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
@@ -202,6 +202,14 @@ class _Fitting:
             got=f"{self._trainer.world_size}, where memory ran out",
             advice="choose more, LoRA, or a shorter context.segment",
         )
+
+
+def _print(text: str) -> None:
+    """Prints for a person who may be gone (`| head -1`): the results are in the folder."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -88,7 +88,8 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         name = named[1] if named else _flat(got)
         return f"{setting}.class_path must be {_classes_of(setting)}, got {name}{_why_not_imported(name)}"
     if wanted := _EXPECTED.get(setting) or _expected(expected):
-        return f"{setting} must be {wanted}, got {_flat(got)}"
+        named = re.search(r"class_path'?: ?'([^']*)'", got) if setting == "trainer.callbacks" else None
+        return f"{setting} must be {wanted}, got {_flat(got)}" + (_why_not_imported(named[1]) if named else "")
     innermost = next(line for line in reversed(cause.splitlines()) if line.strip())
     return f"{setting} must be something else, got {_flat(got)}; the parser says: {_flat(innermost)}"
 

@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from dynlight.errors import CallbackFailedError, SettingError, told
+from dynlight.recording.sealed import plain
 from dynlight.recording.signals import Signals
 
 _BEFORE = {"setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "load_state_dict"}
@@ -46,17 +47,18 @@ class Onlookers:
             if number in self._failed:
                 return nothing
             try:
-                return call(*arguments, **settings)
+                result = call(*arguments, **settings)
+                return plain(result) if hook == "state_dict" else result
             except SettingError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit, GeneratorExit) as error:  # whoever calls `sys.exit` stops the run, too
                 self._failed.add(number)
                 self._take(hook, told(f"{type(callback).__name__}.{hook}", error), error)
                 return nothing
 
         return watched
 
-    def _take(self, hook: str, line: str, error: Exception) -> None:
+    def _take(self, hook: str, line: str, error: BaseException) -> None:
         if hook in _BEFORE:
             raise SettingError("trainer.callbacks", "be what can run here", got=line) from error
         if hook in _AFTER:

@@ -113,16 +113,17 @@ class Pretrained:
                 output_loading_info=True,
                 **self._source,
             )
-        if absent := sorted(loading["missing_keys"]):
+        absent = sorted(loading["missing_keys"])
+        if any("lora_" in name for name in absent):
+            raise self._refused_adapter()
+        if absent:
             raise SettingError(
                 "model.pretrained",
                 "hold every weight of the model",
                 got=f"{self.pretrained} without {absent[0]}{f' and {len(absent) - 1} more' if absent[1:] else ''}",
             )
         if merge_adapters(model):
-            what = "hold no adapter but of a kind that can be merged into its weights"
-            advice = "merge it yourself (merge_and_unload of peft) and save that"
-            raise SettingError("model.pretrained", what, got=self.pretrained, advice=advice)
+            raise self._refused_adapter()
         is_flash = self._attention == "flash_attention_2"  # which a CPU does not have
         if is_flash:
             model.set_attn_implementation("eager")
@@ -133,6 +134,11 @@ class Pretrained:
             got = f"{self.pretrained} of type {model.config.model_type}, {reason}"
             raise SettingError("model.pretrained", f"be {_MODEL}", got=got)
         return model
+
+    def _refused_adapter(self) -> SettingError:
+        what = "hold no adapter but of a kind that can be merged into its weights"
+        advice = "merge it yourself (merge_and_unload of peft) and save that"
+        return SettingError("model.pretrained", what, got=self.pretrained, advice=advice)
 
     @contextmanager
     def _refusing(self, setting: str) -> Iterator[None]:
@@ -188,7 +194,7 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
     hook.remove()
     for end in (1, length // 2, length - 1):
         (gradient,) = torch.autograd.grad(logits[:end].square().sum(), embedded[:1], retain_graph=True)
-        if gradient[0, end:].any():
+        if gradient.reshape(length, -1)[end:].any():  # some models have the batch's axis behind
             return True
     return False
 

@@ -48,7 +48,7 @@ def make_trainer(settings: Namespace, meters: Sequence[Callback], folder: Path) 
         return Trainer(
             **chosen, **TRAINER, enable_checkpointing=is_kept, callbacks=[*meters, *of_user], default_root_dir=folder
         )
-    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         reason = shorten(" ".join(str(error).split()), 200, placeholder=" …")
         named = re.search(r"`(accelerator|devices|strategy|precision|num_nodes)\b", reason)
         setting = f"trainer.{named[1]}" if named else "trainer"
@@ -79,6 +79,7 @@ def quiet() -> None:
     """Silences messages of libraries about what is settled here."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each failed attempt
     for message in (
         ".*will run with no optimizer.*",  # static evaluation

@@ -320,6 +320,9 @@ def test_a_path_that_is_there_stands_for_itself_and_is_no_pattern(byte_tokenizer
         both = DocumentStream("text", data_files={"test": ["1.txt", file]})
         assert sorted(texts(both, byte_tokenizer).values()) == sorted(["another", text])
     assert texts(DocumentStream("text", data_files="[0-9].txt"), byte_tokenizer) == {"1.txt": "another"}
+    assert texts(DocumentStream("text", data_dir="[ab]"), byte_tokenizer) == {"c.txt": "within"}
+    with pytest.raises(SettingError, match=r"data.path must be a folder without \* \? \[ in its name, got \[ab\]"):
+        DocumentStream("[ab]")
 
 
 @pytest.mark.parametrize(("ending", "package"), [("zst", "zstandard"), ("lz4", "lz4"), ("snappy", "python-snappy")])

@@ -145,8 +145,9 @@ def test_a_model_that_looks_at_what_its_cache_holds_is_refused_by_trial():
     model.model.layers[1].self_attn = LooksAtItsCache(model.model.layers[1].self_attn)
     with pytest.raises(SettingError, match=r"Overlapping for llama, whose logits with a memory are [\d.]+ apart from"):
         run(model, TOKENS, TransformerXL(16, 32))
-    with pytest.raises(SettingError, match="Overlapping for llama, which cannot be read with a memory .no cache here"):
-        model.model.layers[1].self_attn.forward = _no_cache_here
+    model.model.layers[1].self_attn.forward = _no_cache_here
+    assert reason_against_memory(model) == "which cannot be read with a memory (no cache here)"
+    with pytest.raises(SettingError, match="parameters must suit llama, which cannot be read so .no cache here"):
         run(model, TOKENS, TransformerXL(16, 32))
 
 

@@ -279,7 +279,7 @@ def test_a_cost_that_cannot_be_measured_is_unknown_and_says_why():
 
 
 def test_an_optimizer_that_cannot_be_measured_leaves_the_rest_known():
-    with pytest.warns(UserWarning, match="FLOPs are not counted"):
+    with pytest.warns(UserWarning, match="FLOPs of updates are not counted"):
         counts, _ = counter("llama", update=partial(torch.optim.ASGD, lr=0.1))
     assert math.isnan(measure(counts).update)
     assert replace(measure(counts), update=0) == replace(measure(counter("llama")[0]), update=0)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
@@ -9,14 +10,22 @@ from lightning.pytorch.loggers import Logger
 class Raises(Callback):
     """Raises in one hook, while segments are read not before the third call."""
 
-    def __init__(self, hook: str) -> None:
+    def __init__(self, hook: str, exits: bool = False) -> None:
         self._left = 2 if "batch" in hook or "backward" in hook else 0
+        self._exits = exits
         setattr(self, hook, self._raise)
 
     def _raise(self, *arguments: Any, **settings: Any) -> None:
         self._left -= 1
         if self._left < 0:
-            raise KeyError("no")
+            raise SystemExit(0) if self._exits else KeyError("no")
+
+
+class Remembers(Callback):
+    """Has a state that no checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"share": np.float64(0.5)}
 
 
 class Breaks(Logger):

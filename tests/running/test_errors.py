@@ -12,7 +12,15 @@ import yaml
 from folders import configuration, save_documents, save_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, BloomConfig, BloomForCausalLM, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from dynlight import fit
 from dynlight.running.messages import one_line
@@ -538,6 +546,15 @@ KNOWN_BEFORE_LOADING = {
     ),
 }
 KNOWN_AFTER_LOADING = {
+    "a model with time in front": (
+        {"model.pretrained": "LIBRARY/xlnet"} | overlapping(16, 32),
+        "model.pretrained must be a causal language model, got LIBRARY/xlnet of type xlnet, in which a token sees those "
+        "after it",
+    ),
+    "an adapter that is not linear": (
+        {"model.pretrained": "LIBRARY/dora"},
+        "model.pretrained must hold no adapter but of a kind that can be merged into its weights, got LIBRARY/dora; ...",
+    ),
     "no weights": (
         model("unweighted"),
         "model.pretrained must be a causal language model (...), got LIBRARY/unweighted; ... no file named "
@@ -636,6 +653,13 @@ def library(tmp_path_factory, byte_tokenizer):
     bloom = BloomConfig(vocab_size=len(byte_tokenizer), hidden_size=32, n_layer=1, n_head=2)
     BloomForCausalLM(bloom).save_pretrained(root / "bloom")
     byte_tokenizer.save_pretrained(root / "bloom")
+    XLNetLMHeadModel(XLNetConfig(vocab_size=len(byte_tokenizer), d_model=32, n_layer=1, n_head=2)).save_pretrained(
+        root / "xlnet"
+    )
+    byte_tokenizer.save_pretrained(root / "xlnet")
+    shutil.copytree(root / "llama", root / "dora")
+    dora = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    get_peft_model(LlamaForCausalLM.from_pretrained(root / "llama"), dora).save_pretrained(root / "dora")
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     get_peft_model(LlamaForCausalLM.from_pretrained(root / "llama"), lora).save_pretrained(root / "adapter")
     byte_tokenizer.save_pretrained(root / "adapter")

@@ -1,6 +1,9 @@
 """What only looks on costs no result: loggers, callbacks, the counter of FLOPs, the page."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -122,6 +125,32 @@ def test_what_raises_while_segments_are_read_stops_a_run_that_goes_on_without_it
     status, _ = run("--resume", "out", "--trainer.callbacks", "null")
     assert status == 0
     assert_same_results(whole)
+
+
+def test_a_callback_that_exits_and_a_state_that_no_checkpoint_holds_stop_the_run_too(run, whole):
+    exits = [{"class_path": "onlookers.Raises", "init_args": {"hook": "on_train_batch_end", "exits": True}}]
+    status, said = run(callbacks=exits)
+    assert (status, "got Raises.on_train_batch_end: SystemExit: 0 (onlookers.py" in said) == (1, True)
+    assert run("--resume", "out", "--trainer.callbacks", "null")[0] == 0
+    assert_same_results(whole)
+    status, said = run(out="second", callbacks=[{"class_path": "onlookers.Remembers"}], checkpoint={"minutes": 0.0001})
+    must = "got Remembers.state_dict: TypeError: a checkpoint holds plain data and tensors, got float64 (sealed.py"
+    assert (status, must in said) == (1, True)
+    assert run("--resume", "second", "--trainer.callbacks", "null")[0] == 0
+    assert_same_results(whole, "second")
+
+
+def test_results_are_whole_where_nobody_reads_what_is_printed(library, tmp_path):
+    config = configuration(library / "model", f"{library}/documents/*.txt", tmp_path / "out")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dynlight.fit", "--config", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, "Error" in done.stderr) == (0, False)
+    assert {"report.html", "summary.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert not (tmp_path / "out/unfinished").exists()
 
 
 def test_a_callback_may_be_left_out_but_no_other_put_in(run, whole):
