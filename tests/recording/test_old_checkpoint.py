@@ -11,7 +11,7 @@ from meddling import StopAt
 
 from dynlight import fit
 from dynlight.errors import SettingError
-from dynlight.recording.origin import Origin
+from dynlight.recording.origin import Origin, settings_of
 from dynlight.recording.sealed import seal, unseal
 from dynlight.running import fitting
 
@@ -103,3 +103,10 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_what_it_did(tm
     origin.check_settings(tmp_path, {"context.window": "40", "context.prefix": "False"})
     with pytest.raises(SettingError, match="context.prefix must be False as when .* began, got True"):
         origin.check_settings(tmp_path, {"context.window": "40", "context.prefix": "True"})
+
+
+def test_a_class_without_settings_of_its_own_goes_on(tmp_path):
+    given, read_back = {"class_path": "dynlight.All", "init_args": {}}, {"class_path": "dynlight.All"}
+    began, goes_on = (settings_of({"parameters": section}) for section in (given, read_back))
+    for earlier, later in ((began, goes_on), (goes_on, began)):
+        Origin(earlier, [], 1, 1, done=[], hashes={}, loggers=[]).check_settings(tmp_path, later)
