@@ -5,8 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a machine that has no room left
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_out_of_room(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error is that of a machine that has no room left, on which nothing else can be written either."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 @contextmanager

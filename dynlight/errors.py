@@ -36,7 +36,9 @@ class SettingError(ValueError):
 
 
 class CallbackFailedError(Exception):
-    """A callback of the user's raised an exception while segments were read."""
+    """A callback of the user's raised an exception while segments were read; `status` is the exit status."""
+
+    status = 1
 
 
 def told(where: str, error: BaseException) -> str:

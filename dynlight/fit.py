@@ -14,9 +14,9 @@ from dynlight.running.help import help_text
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says.
 
-    Returns the exit status: 0; 1 if the run was cut short by the machine, as by a full disk, or by a callback; 2 if the configuration
-    cannot be run (one line on stderr says why); 3 if a document failed on the way; 128 + n if signal n stopped it. Of several
-    processes the first alone prints.
+    Returns the exit status: 0; 1 if the run was cut short by the machine, as by a full disk, or by a callback; 2 if the
+    configuration cannot be run (one line on stderr says why); 3 if a document failed on the way; 128 + n if signal n stopped
+    it. Of several processes the first alone prints.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(arguments) or not arguments:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fit(config: Any, resumes: bool, signals: Any) -> int:
     """Runs a configuration, and returns the exit status."""
-    from dynlight.durable import NO_ROOM
+    from dynlight.durable import is_out_of_room
     from dynlight.learning.processes.board import ProcessFailedError
     from dynlight.recording.signals import Interrupted
     from dynlight.running.fitting import fit
@@ -52,25 +52,18 @@ def _fit(config: Any, resumes: bool, signals: Any) -> int:
     quiet()
     try:
         summary = fit(config, resumes, signals)
-    except (
-        SettingError,
-        Interrupted,
-        SystemExit,
-    ):  # the last is that of a process which leaves it to the first to say why
+    except (SettingError, Interrupted, SystemExit):  # a process exits that leaves it to the first to say why
         raise
-    except CallbackFailedError as failure:
-        _say_how_to_resume(config)
-        _say(f"error: {failure}")
-        return 1
-    except ProcessFailedError as failure:
+    except (CallbackFailedError, ProcessFailedError) as failure:
         _say_how_to_resume(config)
         _say(f"error: {failure}")
         return failure.status
     except BaseException as error:
         _say_how_to_resume(config)
-        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        if not is_out_of_room(error):
             raise
-        _say(f"error: out must be where there is room, got {_folder(config)}: {os.strerror(error.errno)}")
+        reason = os.strerror(error.errno)  # type: ignore[arg-type] # it has one
+        _say(f"error: out must be where there is room, got {_folder(config)}: {reason}")
         return 1
     return _say_what_failed(summary)
 

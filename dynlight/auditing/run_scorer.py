@@ -111,7 +111,7 @@ class AuditedRun:
         """The scorer with noise in the initial weights; None where their own last digit is far above that of fp32."""
         if self.model.dtype != torch.float32:
             return None
-        return RunScorer(self._run, _with_noise(self.model), self.prefix, self.scorer.changes)
+        return RunScorer(self._run, with_noise(self.model), self.prefix, self.scorer.changes)
 
     def _long_documents(self) -> list[Tokens]:
         """The beginnings of the run's first documents, of up to so many segments that a difference can grow."""
@@ -222,8 +222,8 @@ def make_scorer(arguments: Sequence[str]) -> Scorer:
     return AuditedRun(arguments).scorer
 
 
-def _with_noise(model: Any) -> Any:
-    """A copy of the model whose weights differ in their last digit."""
+def with_noise(model: Any) -> Any:
+    """A copy of the model whose fp32 weights differ in their last digit."""
     copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in copied.parameters():

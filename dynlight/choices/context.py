@@ -15,7 +15,6 @@ from dynlight.errors import SettingError, require_at_least
 
 # RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-OTHER_CONTEXT = "choose {class_path: Overlapping, init_args: {segment: …, window: …}}"
 # Where configurations say for how many positions a model was made.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 # Those whose rows of positions begin behind that of the padding token.
@@ -54,12 +53,7 @@ class TransformerXL(Context):
 
     def check(self, config: PretrainedConfig) -> None:
         if (reason := _reason_against_memory(config)) is not None:
-            raise SettingError(
-                "context.class_path",
-                f"be Overlapping for {config.model_type}, {reason}",
-                got="TransformerXL",
-                advice=OTHER_CONTEXT,
-            )
+            raise refused_memory(config, reason, got="TransformerXL")
         limit = position_limit(config)
         if limit is not None and self.segment + self.memory > limit:
             raise SettingError(
@@ -127,6 +121,14 @@ def position_limit(config: PretrainedConfig) -> int | None:
     if limit is None or config.model_type not in _POSITIONS_AFTER_PADDING:
         return limit
     return limit - (config.pad_token_id or 0) - 1
+
+
+def refused_memory(config: PretrainedConfig, reason: str, got: str) -> SettingError:
+    """The error where a model cannot be read with the memory of a context, `got`."""
+    advice = "choose {class_path: Overlapping, init_args: {segment: …, window: …}}"
+    return SettingError(
+        "context.class_path", f"be Overlapping for {config.model_type}, {reason}", got=got, advice=advice
+    )
 
 
 def _reason_against_memory(config: PretrainedConfig) -> str | None:

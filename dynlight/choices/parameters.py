@@ -79,7 +79,7 @@ class LoRA(Parameters):
         self.seed = seed
 
     def prepare(self, model: PreTrainedModel) -> None:
-        names = _linear_names(model)  # before PEFT wraps some
+        names = ", ".join(_linear_names(model))  # before PEFT wraps some
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=0.0)
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT warns that GPT-2 stores its matrices transposed, and then does the right thing.
@@ -96,9 +96,7 @@ class LoRA(Parameters):
                     "parameters.targets",
                     "name modules of this model",
                     got=self.targets,
-                    advice=f"choose some of {', '.join(names)}"
-                    if self.targets == "all-linear"
-                    else f"choose all-linear or some of {', '.join(names)}",
+                    advice=f"choose {'' if self.targets == 'all-linear' else 'all-linear or '}some of {names}",
                 ) from error
         replace_modules(model, lambda module: AdaptedLinear(module) if type(module) is lora.Linear else None)
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])

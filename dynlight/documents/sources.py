@@ -173,8 +173,8 @@ class Source:
                                    advice=f"pip install {lacking}")  # fmt: skip
             with self._readable(file), fsspec.open(file, "rb", compression="infer") as opened:
                 text = opened.read().decode()
-            for digest in _digests([file]).values():  # of a local one
-                self.digests[name] = digest
+            if os.path.isfile(file):
+                self.digests[name] = _digest(file)
             yield name, text
 
     def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -248,12 +248,12 @@ def _names(files: Sequence[str]) -> list[str]:
 
 def _digests(files: Sequence[str]) -> dict[str, str]:
     """SHA-256 of each of these files that is a local one, by name."""
-    digests = {}
-    for file, name in zip(files, _names(files), strict=True):
-        if os.path.isfile(file):
-            with open(file, "rb") as opened:
-                digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return digests
+    return {name: _digest(file) for file, name in zip(files, _names(files), strict=True) if os.path.isfile(file)}
+
+
+def _digest(file: str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _modules(count: int) -> list[Path]:

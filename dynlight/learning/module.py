@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynlight.choices.context import OTHER_CONTEXT
+from dynlight.choices.context import refused_memory
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
@@ -342,14 +342,8 @@ class DynamicEvaluation(LightningModule):
             reason = reason_against_reading(self.model, self.context)
             must = f"suit {self.model.config.model_type}, {reason}"
             require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
-        reason = reason_against_memory(self.model) if self.context.memory else None
-        require(
-            reason is None,
-            "context.class_path",
-            f"be Overlapping for {self.model.config.model_type}, {reason}",
-            got=type(self.context).__name__,
-            advice=OTHER_CONTEXT,
-        )
+        if self.context.memory and (reason := reason_against_memory(self.model)) is not None:
+            raise refused_memory(self.model.config, reason, got=type(self.context).__name__)
 
     def on_train_start(self) -> None:
         # The Trainer leaves the mode as it is, and a caller may have set another.

@@ -18,7 +18,7 @@ from typing import IO, Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dynlight.durable import NO_ROOM, sync_to_disk
+from dynlight.durable import is_out_of_room, sync_to_disk
 from dynlight.errors import SettingError, told
 from dynlight.recording.report.tables import documents_table
 
@@ -135,18 +135,12 @@ def attempt(logger: Logger, call: Callable[..., Any], *arguments: Any, **setting
         return None
     try:
         return call(*arguments, **settings)
-    except OSError as error:
-        if error.errno in NO_ROOM:  # then nothing else can be written either
-            raise
-        _fail(logger, error)
     except Exception as error:
-        _fail(logger, error)
-
-
-def _fail(logger: Logger, error: Exception) -> None:
-    _FAILED.add(logger)
-    print(f"warning: trainer.logger must not raise, got {told(type(logger).__name__, error)}; the run goes on without it",
-          file=sys.stderr)  # fmt: skip
+        if is_out_of_room(error):
+            raise
+        _FAILED.add(logger)
+        got = told(type(logger).__name__, error)
+        print(f"warning: trainer.logger must not raise, got {got}; the run goes on without it", file=sys.stderr)
 
 
 def watch(loggers: Iterable[Logger]) -> None:

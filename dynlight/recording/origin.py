@@ -74,10 +74,8 @@ class Origin:
 
         `settings_of` leaves out those settings that may change.
         """
-        names = {
-            name for name in (*self.settings, *settings) if not name.endswith(".init_args")
-        }  # empty: they say nothing
-        for name in sorted(names):
+        # An empty `init_args` says nothing, and is not in every file.
+        for name in sorted(name for name in {*self.settings, *settings} if not name.endswith(".init_args")):
             old, new = self.settings.get(name, _ADDED.get(name, "nothing")), settings.get(name, "nothing")
             if old != new and not (name == "trainer.callbacks" and _some_left_out(old, new)):
                 raise SettingError(

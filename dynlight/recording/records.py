@@ -57,13 +57,8 @@ class Records(Meter):
         self._resumes = resumes
         self._rows: dict[int, BufferedRows] = {}
         self._written: dict[int, int] = {}  # document being read → its segments on disk
-        self._has_begun = False
+        self.has_begun = False  # whether the first segment was begun: before that nothing was read
         self._peak_memory = 0  # bytes, before the run went on in this process
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the first segment was begun: before that nothing was read."""
-        return self._has_begun
 
     @property
     def segments(self) -> pd.DataFrame:
@@ -103,7 +98,7 @@ class Records(Meter):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: DynamicEvaluation, batch: Segment, batch_idx: int
     ) -> None:
-        self._has_begun = True
+        self.has_begun = True
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         score = module.score

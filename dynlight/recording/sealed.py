@@ -69,12 +69,8 @@ def plain(data: Any) -> Any:
         return {key: plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return type(data)(plain(value) for value in data)
-    if data is not None and type(data) not in (
-        bool,
-        int,
-        float,
-        str,
-    ):  # of a subclass, as of numpy's float, no more is read
+    # No subclasses: numpy's float, for one, could be written and not read.
+    if data is not None and type(data) not in (bool, int, float, str):
         raise TypeError(f"a checkpoint holds plain data and tensors, got {type(data).__name__}")
     return data
 

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from dynlight.durable import NO_ROOM, draft_of
+from dynlight.durable import draft_of, is_out_of_room
 from dynlight.errors import CallbackFailedError, SettingError, told
 from dynlight.learning.checks import warn_of_imitated_bf16
 from dynlight.learning.module import DynamicEvaluation
@@ -40,15 +41,15 @@ from dynlight.running.trainer import make_trainer
 def fit(config: Namespace, resumes: bool = False, signals: Signals | None = None) -> dict[str, Any]:
     """Reads the documents that a configuration describes.
 
-    Returns:
-        What summary.json holds, and `callbacks`: what callbacks of the user's raised after the last segment.
-
     What can be known to be wrong is refused before weights are loaded, and before anything is written.
 
     Args:
         config: the configuration.
         resumes: whether the run in the configuration's folder goes on, where it was cut short.
         signals: that stop the run.
+
+    Returns:
+        What summary.json holds, and `callbacks`: what callbacks of the user's raised after the last segment.
 
     Raises:
         SettingError: if the configuration cannot be run.
@@ -122,20 +123,20 @@ class _Fitting:
         """Makes the report of the run's rows in the first process, and returns the summary."""
         if not self._trainer.is_global_zero:
             return {"failed": [], "finished_static": []}  # the first process lists them
-        summary = files.write_tables(self.folder)
+        table, summary = files.write_tables(self.folder)
         _print(terminal.printed_table(self.folder))
-        self._draw_page(summary)
+        self._draw_page(table, summary)
         close_loggers(self._trainer.loggers, self.folder, summary)
         remove_unfinished(self.folder)
         return summary
 
-    def _draw_page(self, summary: dict[str, Any]) -> None:
+    def _draw_page(self, table: pd.DataFrame, summary: dict[str, Any]) -> None:
         """Draws report.html; where that fails, all results are there, and it can be tried again."""
         try:
-            files.write_page(self.folder, summary)
+            files.write_page(self.folder, table, summary)
             _print(f"\nreport  {self.folder / 'report.html'}")
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if is_out_of_room(error):
                 raise
             again = f"python -m dynlight.report {self.folder}"
             print(f"warning: report.html must be drawn, got {told('a page', error)}; try {again}", file=sys.stderr)

@@ -79,8 +79,8 @@ def quiet() -> None:
     """Silences messages of libraries about what is settled here."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each failed attempt
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     for message in (
         ".*will run with no optimizer.*",  # static evaluation
         ".*in eval mode at the start of training.*",  # dropout would make scores random

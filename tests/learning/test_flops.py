@@ -219,6 +219,17 @@ def test_each_token_costs_as_many_experts_as_read_it(architecture):
     assert found.weight == 2 * inside * 64 + 2 * output * 16
 
 
+class Around(nn.Module):
+    """A module, and what is done around it."""
+
+    def __init__(self, inner, call):
+        super().__init__()
+        self.inner, self.call = inner, call
+
+    def forward(self, x):
+        return self.call(self.inner, x)
+
+
 def test_a_module_with_a_weight_may_return_a_tuple():
     class Twice(nn.Module):
         def __init__(self, inner):
@@ -228,50 +239,29 @@ def test_a_module_with_a_weight_may_return_a_tuple():
         def forward(self, x):
             return self.inner(x) * self.scale, None
 
-    class First(nn.Module):
-        def __init__(self, pair):
-            super().__init__()
-            self.pair = pair
-
-        def forward(self, x):
-            return self.pair(x)[0]
-
     model = tiny("llama")
-    model.model.layers[1].mlp = First(Twice(model.model.layers[1].mlp))
+    model.model.layers[1].mlp = Around(Twice(model.model.layers[1].mlp), lambda pair, x: pair(x)[0])
     counts, _ = counter(model)
     assert measure(counts) == replace(measure(counter("llama")[0]), update=measure(counts).update)
 
 
 def test_what_fills_up_its_segments_is_measured_shape_by_shape():
-    class Padded(nn.Module):
+    def padded(inner, x):
         """Reads a whole number of chunks of 8 positions, as layers with a state do."""
-
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 8)))[:, : x.shape[1]]
+        return inner(nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 8)))[:, : x.shape[1]]
 
     model = tiny("llama")
     for layer in model.model.layers:
-        layer.mlp = Padded(layer.mlp)
+        layer.mlp = Around(layer.mlp, padded)
     counts, _ = counter(model)
     assert measure(counts, 0, 9).forward - measure(counts, 0, 8).forward > measure(counts, 0, 16).forward // 4
     assert measure(counts, 0, 9) != measure(counts, 0, 16)
 
 
 def test_a_cost_that_cannot_be_measured_is_unknown_and_says_why():
-    class Asks(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x) * (1 if x.sum().item() else 2)
-
     model = tiny("llama")
-    model.model.layers[1].mlp = Asks(model.model.layers[1].mlp)
+    asks = lambda inner, x: inner(x) * (1 if x.sum().item() else 2)  # noqa: E731
+    model.model.layers[1].mlp = Around(model.model.layers[1].mlp, asks)
     with pytest.warns(UserWarning, match="FLOPs are not counted.*item"):
         counts, _ = counter(model)
     assert all(math.isnan(value) for value in (measure(counts).total, *astuple(measure(counts))))

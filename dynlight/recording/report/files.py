@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dynlight.durable import write_text
 from dynlight.recording.report import page
 from dynlight.recording.report.summary import summarise
@@ -16,13 +18,13 @@ def write(folder: str | Path) -> dict[str, Any]:
     Returns:
         What summary.json holds.
     """
-    summary = write_tables(folder)
-    write_page(folder, summary)
+    table, summary = write_tables(folder)
+    write_page(folder, table, summary)
     return summary
 
 
-def write_tables(folder: str | Path) -> dict[str, Any]:
-    """Write documents.csv and summary.json, and return what the latter holds.
+def write_tables(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Write documents.csv and summary.json, and return the table of documents and what the latter holds.
 
     documents.csv holds no timings, so that it can be compared byte for byte between runs.
     """
@@ -32,10 +34,10 @@ def write_tables(folder: str | Path) -> dict[str, Any]:
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(folder / "documents.csv", table.drop(columns=SECONDS).to_csv(index=False, lineterminator="\n"))
     write_text(folder / "summary.json", text)
-    return summary
+    return table, summary
 
 
-def write_page(folder: str | Path, summary: dict[str, Any]) -> None:
-    """Write report.html."""
+def write_page(folder: str | Path, table: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write report.html from what `write_tables` returned."""
     folder = Path(folder)
-    write_text(folder / "report.html", page.render(folder, scores(documents_table(folder)), summary))
+    write_text(folder / "report.html", page.render(folder, scores(table), summary))
