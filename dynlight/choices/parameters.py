@@ -125,6 +125,19 @@ class AdaptedLinear(nn.Module):
         """Switches the adapter on or off; PEFT's layers have the same method."""
         self._is_on = enabled
 
+    def get_base_layer(self) -> nn.Module:
+        """The linear map without its adapter; PEFT's layers have the same method."""
+        return self.base_layer
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds s B A to the weight of the base layer; PEFT's layers have the same method."""
+        weight, change = (
+            self.base_layer.weight,
+            self.scale * self.lora_B["default"].weight @ self.lora_A["default"].weight,
+        )
+        weight.copy_(weight + (change if isinstance(self.base_layer, nn.Linear) else change.T))
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
         if not self._is_on:
@@ -161,7 +174,7 @@ def merge_adapters(model: nn.Module) -> bool:
     """
 
     def merged(module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, BaseTunerLayer):
+        if not isinstance(module, AdaptedLinear | BaseTunerLayer):
             return None
         module.merge()
         base: nn.Module = module.get_base_layer()

@@ -4,7 +4,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -34,6 +35,7 @@ class Pretrained:
     Args:
         pretrained: Hub name (`EleutherAI/pythia-160m`), folder, or `tiny-books`, the small model in this package.
         revision: branch, tag or commit on the Hub.
+        gguf_file: file in it, in llama.cpp's format, whose weights (quantized ones too), configuration and tokenizer are read.
         tokenizer: Hub name or folder of the tokenizer, where it is not the model's own.
         dtype: of the weights that don't learn; learned ones are fp32.
         attention: transformers' attention implementation; `auto`: `sdpa`, or `eager` for a model that has no other.
@@ -46,6 +48,7 @@ class Pretrained:
         self,
         pretrained: str,
         revision: str | None = None,
+        gguf_file: str | None = None,
         tokenizer: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
@@ -54,11 +57,16 @@ class Pretrained:
     ) -> None:
         self.pretrained = pretrained
         self._path = str(ASSETS / pretrained) if pretrained == "tiny-books" else pretrained
+        self._gguf_file = gguf_file
         self._tokenizer = tokenizer or self._path
         self._dtype = getattr(torch, dtype)
         self._attention = None if attention == "auto" else attention
         self.compile = compile
-        self._source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self._code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        self._source = {"revision": revision, **self._code}
+        if gguf_file is not None:
+            self._source["gguf_file"] = gguf_file
+        self._tokenizer_source = self._source if tokenizer is None else {"revision": revision, **self._code}
 
     def config(self) -> PretrainedConfig:
         """The model's configuration, read without its weights.
@@ -81,7 +89,7 @@ class Pretrained:
             SettingError: if there is none.
         """
         with self._refusing("tokenizer"):
-            return AutoTokenizer.from_pretrained(self._tokenizer, **self._source)
+            return AutoTokenizer.from_pretrained(self._tokenizer, **self._tokenizer_source)
 
     def outline(self) -> PreTrainedModel:
         """The model without data, on torch's `meta` device: it has every weight's name, shape and type.
@@ -95,7 +103,7 @@ class Pretrained:
                 config,
                 dtype=self._dtype,
                 attn_implementation=self._attention,
-                trust_remote_code=self._source["trust_remote_code"],
+                **self._code,
             )
 
     def load(self) -> PreTrainedModel:
@@ -104,7 +112,8 @@ class Pretrained:
         Raises:
             SettingError: if a file or a weight is missing, or if a token sees those after it.
         """
-        with self._refusing("pretrained"):
+        # transformers draws a bar of its own for a GGUF file, wherever stderr goes.
+        with self._refusing("pretrained"), redirect_stderr(StringIO()) if self._gguf_file else nullcontext():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 self._path,
                 dtype=self._dtype,
