@@ -22,6 +22,7 @@ def evaluate(
     reset: bool = True,
     clip: float | None = None,
     prefixes: bool = False,
+    sinks: int = 0,
 ) -> list[list[Tensor]]:
     """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -44,6 +45,16 @@ def evaluate(
                 if window is not None:
                     nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 else:
+                    if sinks and start > memory:
+                        with torch.no_grad():
+                            first = keys_of(model, sequence[:sinks], start - memory)
+                        keys_and_values = [
+                            (
+                                torch.cat([k, keys[:, :, sinks - memory :]], 2),
+                                torch.cat([v, values[:, :, sinks - memory :]], 2),
+                            )
+                            for (k, v), (keys, values) in zip(first, keys_and_values, strict=True)
+                        ]
                     nats, cache = nats_with_memory(model, sequence, start, stop, keys_and_values)
             results[-1].append(nats.detach())
             for repeat in range(passes if learn else 0):
@@ -90,6 +101,13 @@ def nats_with_memory(
     ).logits[0]
     states = [(layer.keys.detach(), layer.values.detach()) for layer in cache.layers]
     return nats(logits, sequence[start + 1 : stop + 1]), states
+
+
+def keys_of(model: PreTrainedModel, tokens: Tensor, start: int) -> list[tuple[Tensor, Tensor]]:
+    cache = DynamicCache()
+    positions = torch.arange(start, start + len(tokens))[None]
+    model(input_ids=tokens[None], position_ids=positions, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:

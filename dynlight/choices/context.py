@@ -22,8 +22,14 @@ _POSITIONS_AFTER_PADDING = {
     "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 _BIASED = {"bloom", "mpt"}
+# Those whose recurrence begins at 0 in each forward of several tokens, whatever the cache holds (transformers 5.23).
+_BEGINNING_ANEW = {"mamba", "falcon_mamba", "jamba", "zamba"}
 # transformers' layers of a cache; a dummy is that of a block which uses another's keys and values, or none.
 _OF_KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+_OF_STATES = {
+    "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer",
+    "DynamicIndexedLayer",
+}  # fmt: skip
 
 
 class TransformerXL(Context):
@@ -31,25 +37,38 @@ class TransformerXL(Context):
 
     Keys and values of the last `memory` positions are kept, detached, as the weights made them when they were read;
     gradients reach those of the present segment only. Positions count through the document. The compute per scored
-    token does not depend on `memory` except in attention. Source: Dai et al. 2019 (arXiv 1901.02860), and for
+    token does not depend on `memory` except in attention. Where a model has recurrences or convolutions (Mamba-2,
+    Qwen3-Next), their states are kept as well, whatever `memory` is, if it isn't 0. Source: Dai et al. 2019 (arXiv 1901.02860), and for
     adaptation Krause et al. 2019 (arXiv 1904.08378).
 
     Args:
         segment: tokens scored (and learned from) together.
         memory: positions kept; 0 keeps none.
+        sinks: of these positions, how many are left to the first tokens of the document once they would drop out. They are
+            read anew, by the present weights, right before the rest. Pretrained models heed the first few tokens much,
+            whatever these are, and without them read worse than with no memory at all: 4 are enough. Source: Xiao et
+            al. 2024 (arXiv 2309.17453).
 
     Raises:
-        SettingError: if `segment` is under 1 or `memory` under 0.
+        SettingError: if `segment` is under 1, `memory` under 0, or `sinks` under 0 or above `memory`.
     """
 
-    def __init__(self, segment: int, memory: int) -> None:
+    def __init__(self, segment: int, memory: int, sinks: int = 0) -> None:
         super().__init__(segment)
         require_at_least("context.memory", 0, memory)
+        require_at_least("context.sinks", 0, sinks)
+        if sinks > memory:
+            raise SettingError("context.sinks", f"be at most {memory}, the positions of memory", got=sinks)
         self._memory = memory
+        self._sinks = sinks
 
     @property
     def memory(self) -> int:
         return self._memory
+
+    @property
+    def sinks(self) -> int:
+        return self._sinks
 
     def check(self, config: PretrainedConfig) -> None:
         if (reason := _reason_against_memory(config)) is not None:
@@ -67,7 +86,9 @@ class TransformerXL(Context):
             )
 
     def __str__(self) -> str:
-        return f"TransformerXL(segment {self.segment}, memory {self.memory})"
+        return (
+            f"TransformerXL(segment {self.segment}, memory {self.memory}{f', sinks {self.sinks}' * bool(self.sinks)})"
+        )
 
 
 class Overlapping(Context):
@@ -134,12 +155,14 @@ def refused_memory(config: PretrainedConfig, reason: str, got: str) -> SettingEr
 def _reason_against_memory(config: PretrainedConfig) -> str | None:
     """Why keys and values of earlier segments cannot be all that a model of this configuration remembers; None: they can."""
     text = config.get_text_config(decoder=True)
-    if not _has_relative_positions(text):
+    if not has_states(config) and not _has_relative_positions(text):
         return "whose positions are not rotary"
     if changing := _rope_types(text) & _LENGTH_DEPENDENT_ROPE:
         return f"whose rotary positions, of type {min(changing)}, change with the length read"
-    if not remembers_by_keys_and_values(config):
-        return "which remembers by more than keys and values"
+    if text.model_type in _BEGINNING_ANEW:
+        return "whose recurrence transformers begins anew in each forward"
+    if not has_cache(config):
+        return "for which transformers has no cache"
     if getattr(text, "keep_window_size", None):
         return "whose attention chooses among the keys that it has in view"
     if getattr(text, "attention_chunk_size", None):
@@ -156,13 +179,23 @@ def _has_relative_positions(config: PretrainedConfig) -> bool:
     return bool(is_biased or getattr(config, "rope_parameters", None))
 
 
-def remembers_by_keys_and_values(config: PretrainedConfig) -> bool:
-    """Whether keys and values are all that the model remembers, rather than states of its own."""
+def has_cache(config: PretrainedConfig) -> bool:
+    """Whether transformers' cache holds all that the model remembers of a text that it has read."""
+    kinds = _layers_of_cache(config)
+    return bool(kinds) and kinds <= _OF_KEYS_AND_VALUES | _OF_STATES
+
+
+def has_states(config: PretrainedConfig) -> bool:
+    """Whether that is more than keys and values: states of convolutions and recurrences, or keys to choose among keys by."""
+    return bool(_layers_of_cache(config) & _OF_STATES)
+
+
+def _layers_of_cache(config: PretrainedConfig) -> set[str]:
+    """The kinds of layers that transformers' cache for the model has; none where it has no cache."""
     try:
-        layers = DynamicCache(config=config).layers
+        return {type(layer).__name__ for layer in DynamicCache(config=config).layers}
     except Exception:  # whatever transformers raises for a model that it has no cache for
-        return False
-    return {type(layer).__name__ for layer in layers} <= _OF_KEYS_AND_VALUES
+        return set()
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:

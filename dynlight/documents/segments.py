@@ -6,7 +6,7 @@ token 0, token 1, …), and before them what the context adds.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,6 +43,15 @@ class Context(ABC):
         return None
 
     @property
+    def sinks(self) -> int:
+        """How many of these positions are left to the first tokens of the document, once they would drop out."""
+        return 0
+
+    def kept(self, stop: int) -> int | None:
+        """Of how many positions keys and values are carried on behind token `stop`, sinks left out."""
+        return self.memory if self.memory is None or stop <= self.memory else self.memory - self.sinks
+
+    @property
     def prefixes(self) -> bool:
         """Whether the first input of every forward is the prefix, in the place of the token there."""
         return False
@@ -75,6 +84,9 @@ class Segment:
     targets: Tensor  # int64 [D, S], the tokens scored, else NOT_SCORED
     scored: tuple[slice, ...]  # of each document, the columns that it scores
     bytes: tuple[int, ...]  # UTF-8 bytes that the scored tokens of each document stand for
+    sinks: Tensor | None = (
+        None  # int64 [D, sinks], the first inputs of each document, where they are no longer in memory
+    )
 
     @property
     def is_first(self) -> bool:
@@ -100,11 +112,15 @@ class Segment:
         """The same segment with its tensors on `device`; Lightning calls this."""
         if self.inputs.device == device:
             return self
-        tensors = self.inputs, self.targets
+        segment = self
         if device.type == "cuda" and self.inputs.device.type == "cpu":  # else the host would wait for the device
-            non_blocking, tensors = True, (self.inputs.pin_memory(), self.targets.pin_memory())
-        inputs, targets = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
-        return replace(self, inputs=inputs, targets=targets)
+            non_blocking, segment = True, self.changed(Tensor.pin_memory)
+        return segment.changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Segment":
+        """The same segment with each of its tensors changed."""
+        sinks = None if self.sinks is None else change(self.sinks)
+        return replace(self, inputs=change(self.inputs), targets=change(self.targets), sinks=sinks)
 
 
 def empty_segment() -> Segment:

@@ -126,7 +126,10 @@ def _segment(documents: Wave, cut: Cut, sequences: Sequence[Tensor], context: Co
         targets[row, place] = sequence[start + 1 : stop + 1]
         scored.append(place)
         nbytes.append(int(document.byte_ends[stop] - document.byte_ends[start]))
-    return Segment(documents, cut, inputs, targets, tuple(scored), tuple(nbytes))
+    sinks = None
+    if context.memory is not None and context.sinks and cut.start > context.memory:
+        sinks = torch.stack([sequence[: context.sinks] for sequence in sequences[: len(documents)]])
+    return Segment(documents, cut, inputs, targets, tuple(scored), tuple(nbytes), sinks)
 
 
 class SegmentStream:

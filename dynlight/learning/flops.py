@@ -31,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynlight.choices.update import NeedsStatistics, Update
 from dynlight.documents.segments import Context, Cut, Segment
+from dynlight.learning.carried import Memory, lengthened
 from dynlight.learning.score import Score
-from dynlight.learning.weights import InPlace, Memory, read, token_nats
+from dynlight.learning.weights import InPlace, read, token_nats
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class FlopCounter:
         has_static_expert: bool = False,
     ) -> None:
         self._memory = context.memory or 0
+        self._sinks: tuple[float, float] = (
+            0,
+            0,
+        )  # FLOPs of the model and of the static one for what they read anew in front of a full memory
         self._has_static_expert = has_static_expert
         self._count = cache(self._count_shape)
         self.failure: str | None = None
@@ -102,6 +107,9 @@ class FlopCounter:
         with self._noting_failure():
             copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference)
             self._cost = _cost_of(copied, context)
+            if context.sinks:
+                first = copied.measure(context.sinks - 1, 1, 0)
+                self._sinks = first.forward, first.static
             with self._noting_failure("FLOPs of updates"):
                 for number, rule in enumerate(rules):
                     self._update_flops[number] = copied.measure_update(rule)
@@ -111,12 +119,18 @@ class FlopCounter:
         cut = score.segment.cut
         learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         memory = min(self._memory, cut.start)
-        return self._count(cut.context, cut.stop - cut.start, memory, score.updates_of(row), learners)
+        is_full = cut.start > self._memory
+        return self._count(cut.context, cut.stop - cut.start, memory, is_full, score.updates_of(row), learners)
 
-    def _count_shape(self, context: int, scored: int, memory: int, updates: int, learners: tuple[int, ...]) -> Flops:
+    def _count_shape(
+        self, context: int, scored: int, memory: int, is_full: bool, updates: int, learners: tuple[int, ...]
+    ) -> Flops:
         once = UNKNOWN
         with self._noting_failure():
             once = self._cost(context, scored, memory)
+        if is_full:
+            forward, static = self._sinks
+            once = replace(once, forward=once.forward + forward, static=once.static + static)
         of_learner = once.times(updates)
         total = {kind: len(learners) * flops for kind, flops in asdict(of_learner).items()}
         if updates:
@@ -193,10 +207,10 @@ class EmptyModel:
     def _empty_memory(self, length: int) -> Memory:
         if length == 0:
             return None
-        return [(keys.expand(-1, -1, length, -1), values.expand(-1, -1, length, -1)) for keys, values in self._position]
+        return lengthened(self._position, length)
 
     @cached_property
-    def _position(self) -> list[tuple[Tensor, Tensor]]:
+    def _position(self) -> Memory:
         """What one position leaves in memory: the shapes of its keys and values."""
         with torch.no_grad():
             _, memory = read(self._model, _empty_segment(context=0, scored=1), None, self._weights.context)

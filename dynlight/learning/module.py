@@ -29,6 +29,7 @@ from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import Update, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
 from dynlight.errors import require
+from dynlight.learning.carried import Memory
 from dynlight.learning.checks import check_run
 from dynlight.learning.clock import Clock
 from dynlight.learning.digests import WeightDigests
@@ -49,7 +50,7 @@ from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
 from dynlight.learning.trial import reason_against_memory, reason_against_reading
-from dynlight.learning.weights import InPlace, Memory, Weights
+from dynlight.learning.weights import InPlace, Weights
 
 
 class DynamicEvaluation(LightningModule):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -13,11 +12,12 @@ from transformers import PreTrainedModel
 
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.errors import require
+from dynlight.learning.carried import Memory, each_of, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows
-from dynlight.learning.weights import Memory, Weights, all_finite, each_of, moved
+from dynlight.learning.weights import Weights, all_finite
 
 
 class Stacked(Weights):
@@ -75,7 +75,7 @@ class Stacked(Weights):
     def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
-        spread = replace(segment, inputs=self._spread(segment.inputs), targets=self._spread(segment.targets))
+        spread = segment.changed(self._spread)
         with self._batch.of(spread.inputs):
             return self._read(spread, self.memory, plain)
 
@@ -146,7 +146,7 @@ class Stacked(Weights):
         for storage, saved in zip(self._storage, state["learned"], strict=True):
             storage[: len(saved)].copy_(saved)
         self.memory, self.static_memory = (
-            moved(_as_batch(state[name]), self.model.device) for name in ("memory", "static_memory")
+            restored(state[name], self.model.device) for name in ("memory", "static_memory")
         )
         self._running, self.owners = state["running"], state["owners"]
         self._bind()
@@ -200,11 +200,6 @@ def _leaf(data: Tensor) -> Tensor:
 def _rows_of(memory: Memory, rows: slice | Tensor) -> Memory:
     """The memory of these rows."""
     return each_of(memory, lambda tensor: tensor[rows])
-
-
-def _as_batch(memory: Memory) -> Memory:
-    """A memory as it is now, from a checkpoint of dynlight 0.1, in which each row was a batch of one: [R, 1, …]."""
-    return each_of(memory, lambda tensor: tensor.squeeze(1) if tensor.ndim > 4 else tensor)
 
 
 def as_index(rows: Sequence[int]) -> slice | Tensor:

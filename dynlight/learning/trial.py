@@ -66,8 +66,8 @@ def reason_against_rows(
 def reason_against_memory(model: PreTrainedModel) -> str | None:
     """Why a model cannot read a text in parts, with keys and values of the earlier ones in memory; None: it can.
 
-    A text is read in three parts, and in one forward without a memory: the logits must be the same. So a model that
-    remembers something else, or looks at what its cache holds, is found out before a run.
+    A text is read in three parts, and in one forward without a memory: the logits must be the same, and what is carried at
+    the end. So a model that remembers something else, or looks at what its cache holds, is found out before a run.
     """
     length = 3 * min(_PART, (position_limit(model.config) or 3 * _PART) // 3)
     if length == 0:
@@ -80,10 +80,17 @@ def reason_against_memory(model: PreTrainedModel) -> str | None:
             logits, memory = read(model, part, memory, TransformerXL(length, memory=length))
             parts.append(logits)
         whole, _ = read(model, _segment(inputs), None, Overlapping(length, window=length))
+        _, at_once = read(model, _segment(inputs), None, TransformerXL(length, memory=length))
     except Exception as error:  # whatever a model raises that is not made for it
         return f"which cannot be read with a memory ({_first_line(error)})"
-    apart = _apart(torch.cat(parts, dim=1), whole)
-    return f"whose logits with a memory are {apart} apart from those in one forward" if apart else None
+    if apart := _apart(torch.cat(parts, dim=1), whole):
+        return f"whose logits with a memory are {apart} apart from those in one forward"
+    # A state that begins anew in each part may show in it alone, where the model has made little of it yet.
+    for mine, expected in zip(memory or (), at_once or (), strict=True):
+        for name, tensor in mine.items():
+            if apart := _apart(tensor, expected[name]):
+                return f"whose {name.partition(' ')[0]} states are {apart} apart from those of one forward"
+    return None
 
 
 def reason_against_reading(model: PreTrainedModel, context: Context) -> str | None:
@@ -117,7 +124,12 @@ def _apart(found: Tensor, expected: Tensor) -> str | None:
 
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:
-    return read(model, _segment(inputs), None, context)[0]
+    """Logits of a segment, and behind them of another one that is read with its memory."""
+    logits, memory = read(model, _segment(inputs), None, context)
+    if not memory:
+        return logits
+    behind, _ = read(model, _segment(inputs, start=inputs.shape[1]), memory, context)
+    return torch.cat([logits, behind], dim=1)
 
 
 def _segment(inputs: Tensor, start: int = 0) -> Segment:

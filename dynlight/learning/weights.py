@@ -12,23 +12,21 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dynlight.choices.context import remembers_by_keys_and_values
+from dynlight.choices.context import has_cache, has_states
 from dynlight.choices.parameters import adapters_of
-from dynlight.documents.segments import NOT_SCORED, Context, Segment
+from dynlight.documents.segments import NOT_SCORED, Context, Cut, Segment
+from dynlight.learning.carried import Memory, behind, each_of, new_cache, remembered, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch, Later
-
-# Keys and values, one pair for each block, detached: [D, heads, positions, head width], of rows [R, …].
-Memory = list[tuple[Tensor, Tensor]] | None
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
@@ -40,43 +38,33 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.view_as(targets)
 
 
-def memory_length(memory: Memory) -> int:
-    """How many positions a memory has."""
-    return memory[0][0].shape[-2] if memory else 0
-
-
-def each_of(memory: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
-    """The memory with each of its keys and values changed."""
-    return [(change(keys), change(values)) for keys, values in memory] if memory else memory
-
-
-def moved(memory: Memory, device: torch.device) -> Memory:
-    """The same memory on a device."""
-    return each_of(memory, lambda tensor: tensor.to(device))
-
-
 @dataclass(frozen=True)
 class Call:
     """How a model is called: with what its forward takes."""
 
-    has_cache: bool  # of keys and values
+    cache: str | None  # the argument that takes a cache
+    has_states: bool  # whether it holds more than keys and values
+    takes_positions: bool
     keeps_logits: bool  # of the last tokens alone
 
     @classmethod
     def of(cls, model: Any) -> Self:
         taken = inspect.signature(model.forward).parameters
-        has_cache = "past_key_values" in taken and remembers_by_keys_and_values(model.config)
-        return cls(has_cache, "logits_to_keep" in taken)
+        caches = [name for name in ("past_key_values", "cache_params") if name in taken and has_cache(model.config)]
+        # Models without attention have no positions; what takes any arguments hands them on.
+        takes_positions = "position_ids" in taken or any(each.kind == each.VAR_KEYWORD for each in taken.values())
+        return cls(next(iter(caches), None), has_states(model.config), takes_positions, "logits_to_keep" in taken)
 
     def settings(self, segment: Segment, context: Context) -> dict[str, Any]:
         """What a forward over a segment is called with besides the inputs and the memory.
 
         Positions are counted through the document, [1, S], where a memory goes before; else they are the model's own, from
-        0. A cache is used even where nothing is remembered, if the model has one: transformers would else look for packed
+        0. A cache of keys and values is used even where nothing is remembered: transformers would else look for packed
         documents in the positions, which takes time and a wait for the device.
         """
-        settings: dict[str, Any] = {"use_cache": self.has_cache}
-        if context.memory is not None:
+        is_carried = context.memory is not None
+        settings: dict[str, Any] = {"use_cache": self.cache is not None and (is_carried or not self.has_states)}
+        if is_carried and self.takes_positions:
             start, stop = segment.cut.start, segment.cut.stop
             settings["position_ids"] = torch.arange(start, stop, device=segment.inputs.device).unsqueeze(0)
         if self.keeps_logits:
@@ -90,8 +78,10 @@ def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tupl
     Returns the logits of the scored tokens [D, S, V] and the memory for the next segment. Gradients reach the keys and
     values of this segment; the memory is detached.
     """
-    settings = Call.of(model).settings(segment, context)
-    return _forward(model, segment.inputs, segment.targets.shape[1], settings, memory, context.memory)
+    call = Call.of(model)
+    settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
+    memory = _behind_sinks(model, call, segment, memory, context)
+    return _forward(model, call, segment.inputs, segment.targets.shape[1], settings, memory, room)
 
 
 def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
@@ -111,10 +101,11 @@ def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor
 
     def nats_of(segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
         # Positions are made here: as numbers they would be new to a graph in each segment.
-        settings = call.settings(segment, context)
+        settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
+        memory = _behind_sinks(model, call, segment, memory, context)
         if isinstance(compile, str):
             torch.compiler.cudagraph_mark_step_begin()
-        nats, next_memory = forward(model, segment.inputs, segment.targets, settings, memory, context.memory)
+        nats, next_memory = forward(model, call, segment.inputs, segment.targets, settings, memory, room)
         if isinstance(compile, str):  # the next replay of a CUDA graph writes over what this one has returned
             nats, next_memory = nats.clone(), each_of(next_memory, torch.clone)
         return nats, next_memory
@@ -123,24 +114,36 @@ def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor
 
 
 def _nats(
-    model: Any, inputs: Tensor, targets: Tensor, settings: dict[str, Any], memory: Memory, room: int | None
+    model: Any, call: Call, inputs: Tensor, targets: Tensor, settings: dict[str, Any], memory: Memory, room: int | None
 ) -> tuple[Tensor, Memory]:
-    logits, memory = _forward(model, inputs, targets.shape[1], settings, memory, room)
+    logits, memory = _forward(model, call, inputs, targets.shape[1], settings, memory, room)
     return token_nats(logits, targets), memory
 
 
 def _forward(
-    model: Any, inputs: Tensor, scored: int, settings: dict[str, Any], memory: Memory, room: int | None
+    model: Any, call: Call, inputs: Tensor, scored: int, settings: dict[str, Any], memory: Memory, room: int | None
 ) -> tuple[Tensor, Memory]:
     """Logits of the last `scored` tokens, and the next memory of at most `room` positions; None: none is kept."""
-    cache = DynamicCache(memory)
-    if settings["use_cache"]:
-        settings = settings | {"past_key_values": cache}
+    cache = new_cache(model.config, call.has_states, memory) if settings["use_cache"] else None
+    if cache is not None:
+        settings = settings | {str(call.cache): cache}
     logits = model(input_ids=inputs, **settings).logits[:, -scored:]
-    if room is None:
-        return logits, None
-    drop = max(0, memory_length(memory) + scored - room)
-    return logits, [(layer.keys[:, :, drop:].detach(), layer.values[:, :, drop:].detach()) for layer in cache.layers]
+    return logits, None if room is None or cache is None else remembered(cache, room)
+
+
+@torch.no_grad()
+def _behind_sinks(model: Any, call: Call, segment: Segment, memory: Memory, context: Context) -> Memory:
+    """The memory with the document's first tokens in front, if they have dropped out of it and are to stay in view.
+
+    They are read anew, as the weights are now, at the positions right before the memory: a model knows them there however
+    long the document is.
+    """
+    if segment.sinks is None:
+        return memory
+    inputs, start = segment.sinks, segment.cut.start - (context.memory or 0)
+    count = inputs.shape[1]
+    first = replace(segment, cut=Cut(0, start, start + count, 0), inputs=inputs, targets=inputs[:, :1])
+    return behind(_forward(model, call, inputs, 1, call.settings(first, context), None, count)[1], memory)
 
 
 def all_finite(sums: list[Tensor], rows: int, device: torch.device) -> Tensor:
@@ -316,7 +319,7 @@ class InPlace(Weights):
         for weight, saved in zip(self.learned, state["learned"], strict=True):
             weight.copy_(saved)
         self.memory, self.static_memory = (
-            moved(state[name], self.model.device) for name in ("memory", "static_memory")
+            restored(state[name], self.model.device) for name in ("memory", "static_memory")
         )
 
     @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import is_gguf_available
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from dynlight.choices.context import position_limit
@@ -26,6 +27,8 @@ from dynlight.errors import SettingError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _MODEL = "a causal language model"
+# What transformers raises where a model or tokenizer can't be read.
+_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError)
 _TRIED = 48  # tokens by which it is found out whether a model looks ahead
 
 
@@ -157,22 +160,35 @@ class Pretrained:
         # The first call has switched off the progress bars of downloads too, which may take an hour.
         if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
             enable_progress_bars()
+        is_of_gguf = self._gguf_file is not None and (setting == "pretrained" or self._tokenizer_source is self._source)
+        if is_of_gguf and not is_gguf_available():
+            must, got = "be read by the package gguf", f"{self._gguf_file} without it"
+            raise SettingError("model.gguf_file", must, got=got, advice="pip install 'dynlight[gguf]'")
         try:
             yield
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError) as error:
-            got = self.pretrained if setting == "pretrained" else self._tokenizer
-            what = f"{_MODEL} (Hub name, local folder or tiny-books)"
-            if setting == "tokenizer":
-                what = "a tokenizer (Hub name or local folder)"
-            is_about_attention = self._attention is not None and "ttention" in str(error)
-            if is_about_attention and isinstance(error, ImportError):
-                raise SettingError("model.attention", "be installed", got=f"{self._attention}, which is not") from error
-            if is_about_attention and "does not support" in str(error):
-                must, got = f"be auto or eager for {self.pretrained}", f"{self._attention}, which it does not have"
-                raise SettingError("model.attention", must, got=got) from error
-            raise SettingError(
-                f"model.{setting}", f"be {what}", got=got or "nothing", advice=_reason(got, error)
-            ) from error
+        except Exception as error:
+            if not (is_of_gguf or isinstance(error, _ERRORS)):
+                raise
+            raise (self._refused_gguf(error) if is_of_gguf else self._refused(setting, error)) from error
+
+    def _refused_gguf(self, error: Exception) -> SettingError:
+        """Of any error: the reader of such files raises whatever comes of one that is cut short."""
+        must = f"be a file in {self.pretrained}, of {_MODEL} in llama.cpp's format that transformers reads"
+        advice = f"{type(error).__name__}: {_sentence(error)}"
+        return SettingError("model.gguf_file", must, got=self._gguf_file, advice=advice)
+
+    def _refused(self, setting: str, error: Exception) -> SettingError:
+        got = self.pretrained if setting == "pretrained" else self._tokenizer
+        what = f"{_MODEL} (Hub name, local folder or tiny-books)"
+        if setting == "tokenizer":
+            what = "a tokenizer (Hub name or local folder)"
+        is_about_attention = self._attention is not None and "ttention" in str(error)
+        if is_about_attention and isinstance(error, ImportError):
+            return SettingError("model.attention", "be installed", got=f"{self._attention}, which is not")
+        if is_about_attention and "does not support" in str(error):
+            must, got = f"be auto or eager for {self.pretrained}", f"{self._attention}, which it does not have"
+            return SettingError("model.attention", must, got=got)
+        return SettingError(f"model.{setting}", f"be {what}", got=got or "nothing", advice=_reason(got, error))
 
 
 def _reason_against(model: PreTrainedModel) -> str | None:
@@ -215,10 +231,17 @@ def _reason(got: str, error: Exception) -> str:
         return "there is no such folder"
     if isinstance(error, OSError) and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return "its weights are a pickle, which may run code; save them as safetensors"
+    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+        return "it holds a GGUF file; name that as model.gguf_file"
     if isinstance(error, SafetensorError):
         return f"its weights cannot be read ({error})"
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return "it holds an adapter alone; merge it into its model (merge_and_unload of peft) and save that"
-    sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
-    sentence = shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")
+    sentence = _sentence(error)
     return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of an error."""
+    sentence = " ".join(re.split(r"\.\s|\n", str(error).strip())[0].split())
+    return shorten(sentence.removesuffix(" from one of:"), 160, placeholder=" …").rstrip(".")

@@ -17,8 +17,8 @@ SEGMENT = 128
 LEARNED = ("1024", "128")  # tokens of memory beside which the methods learn; the static model is read beside others too
 # Static contexts from which the one that costs as much as learning is taken.
 MEMORIES = (0, 128, 384, 1024, 1920, 3968, 8064)
-# What the model has surely seen: the longest modules of Python's library.
-CONTROL = ["--data.path=python-stdlib", "--data.data_files=null", "--data.documents=2"]
+# What the model has surely seen: the longest module of Python's library.
+CONTROL = ["--data.path=python-stdlib", "--data.data_files=null", "--data.documents=1"]
 # Rates are chosen on the beginnings of other texts.
 CHOICE = [
     "--data.data_files=[../shared/data/books/train/11421.txt, ../shared/data/shift/code_c/stb_truetype_h.txt, "
@@ -45,7 +45,7 @@ def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, with long static contexts in place of overlapping windows, by position in the document."""
     if "rmsdynamic" in settings["config"]:
         settings = {**settings, "update.statistics": protocol.statistics("real", settings, scale)}
-    test = grid.run_of("real", settings, scale)
+    test = [*grid.run_of("real", settings, scale), *beside(settings["context.memory"])]
     parts = [test] if scale.quick else [test, [*test, *CONTROL]]
     if "static" in settings["config"]:
         return protocol.labelled({"static": concatenated(protocol.static(part, EVERY) for part in parts)}, None)
@@ -70,10 +70,15 @@ def equal_flops(test: Sequence[str], adapted: pd.DataFrame) -> pd.DataFrame:
     """The static model with so much memory that it costs as many FLOPs as learning or more; with all that it has, if less."""
     budget = adapted.flops.sum() / adapted.tokens.sum()
     for memory in MEMORIES:
-        found = protocol.static([*test, f"--context.memory={memory}"], EVERY)
+        found = protocol.static([*test, *beside(memory)], EVERY)
         if found.flops.sum() / found.tokens.sum() >= budget:
             break
     return found
+
+
+def beside(memory: int | str) -> list[str]:
+    """Settings of a memory, which has no room for sinks if it is 0."""
+    return [f"--context.memory={memory}", *(["--context.sinks=0"] if int(memory) == 0 else [])]
 
 
 def concatenated(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -93,8 +93,7 @@ def test_a_memory_is_read_as_by_the_loop(family):
     ("family", "reason"),
     [
         ("gptj", "whose positions are not rotary"),  # but rows of a table, though rotated by
-        ("lfm2", "which remembers by more than keys and values"),
-        ("mamba", "whose positions are not rotary"),
+        ("mamba", "whose recurrence transformers begins anew in each forward"),
         ("llama4_text", "whose attention is cut into chunks of a document"),
         ("doge", "whose attention chooses among the keys"),
     ],

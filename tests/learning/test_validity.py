@@ -156,11 +156,12 @@ def test_gradients_reach_the_current_segments_keys_and_values_only(architecture)
     plain = torch.autograd.grad(token_nats(logits, segment.targets).mean(), list(model.parameters()))
     for one, other in zip(through_cache, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    assert not any(state.requires_grad for block in memory for state in block)
+    assert not any(state.requires_grad for block in memory for state in block.values())
 
 
 def test_memory_keeps_the_last_positions_only():
-    from dynlight.learning.weights import memory_length, read
+    from dynlight.learning.carried import memory_length
+    from dynlight.learning.weights import read
 
     context = TransformerXL(SEGMENT, 24)
     model, memory, lengths = tiny(), None, []
