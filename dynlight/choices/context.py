@@ -73,6 +73,9 @@ class TransformerXL(Context):
     def check(self, config: PretrainedConfig) -> None:
         if (reason := _reason_against_memory(config)) is not None:
             raise refused_memory(config, reason, got="TransformerXL")
+        if has_states(config) and self.memory:
+            because = f" for {config.model_type}, whose states transformers changes otherwise for a single token"
+            require_at_least("context.segment", 2, self.segment, because=because)
         limit = position_limit(config)
         if limit is not None and self.segment + self.memory > limit:
             raise SettingError(

@@ -9,7 +9,7 @@ A memory is a dictionary of tensors for each layer, detached, [D, …] of D docu
 | `conv 0`, `recurrent 0`, … | convolutions and recurrences | [D, …] | their state, in which all is that went before |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,12 @@ def behind(first: Memory, memory: Memory) -> Memory:
         }
         for front, layer in zip(first, memory, strict=True)
     ]
+
+
+def together(memories: Sequence[Memory]) -> Memory:
+    """The memory of rows that were read one after another."""
+    layers = [list(layer) for layer in zip(*(memory or [] for memory in memories), strict=True)]
+    return [{name: torch.cat([row[name] for row in layer]) for name in layer[0]} for layer in layers] or None
 
 
 class _States(LinearAttentionLayer):  # type: ignore[misc] # of no type

@@ -1,10 +1,8 @@
 """Checks: what cannot work together, said before a run begins and before weights are loaded."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
@@ -52,19 +50,6 @@ def check_precision(precision: str | int | None) -> None:
                 "learned weights are fp32 and fp16 would need its gradients scaled, so for a smaller model set "
                 "model.dtype: bfloat16"
             ),
-        )
-
-
-def warn_of_imitated_bf16(trainer: Trainer) -> None:
-    """Warns on stderr where bf16 is asked of a CPU without instructions for it, which makes a run slow."""
-    on_cpu = trainer.strategy.root_device.type == "cpu" and torch.backends.mkldnn.is_available()
-    wants_bf16 = on_cpu and trainer.is_global_zero and "bf16" in str(trainer.precision)
-    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # a warning may not end a run
-    if wants_bf16 and is_supported is not None and not is_supported():
-        print(
-            f"warning: trainer.precision should be 32-true here, got {trainer.precision}: this CPU has no bf16 instructions "
-            "and imitates them, some 50 times slower",
-            file=sys.stderr,
         )
 
 

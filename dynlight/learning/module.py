@@ -29,6 +29,7 @@ from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import Update, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
 from dynlight.errors import require
+from dynlight.learning.advice import advise
 from dynlight.learning.carried import Memory
 from dynlight.learning.checks import check_run
 from dynlight.learning.clock import Clock
@@ -316,11 +317,16 @@ class DynamicEvaluation(LightningModule):
         self.weights: Weights
         with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
             self._check_model()
+            self._advise()
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():
-                self.weights = Stacked(self.model, self.context, together, max(1, len(self.rules)), self.compile_mode)
-            if kinds := kinds_one_by_one(self.model):
-                rank_zero_warn(f"read one row after another, which takes longer: {', '.join(kinds)}")
+                self.weights = stacked = Stacked(
+                    self.model, self.context, together, max(1, len(self.rules)), self.compile_mode
+                )
+            alone = stacked.reason_against_batch
+            if alone or (kinds := ", ".join(kinds_one_by_one(self.model))):
+                what = f"{self.model.config.model_type}, {alone}" if alone else kinds
+                rank_zero_warn(f"read one row after another, which takes longer: {what}")
         else:
             kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
             self.weights = kind(self.model, self.context, self.compile_mode)
@@ -345,6 +351,10 @@ class DynamicEvaluation(LightningModule):
             require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
         if self.context.memory and (reason := reason_against_memory(self.model)) is not None:
             raise refused_memory(self.model.config, reason, got=type(self.context).__name__)
+
+    def _advise(self) -> None:
+        if self.processes.way != "sharded":  # whose model has no device of its own yet
+            advise(self.model, self.context, stream_of(self.trainer).loaded, self.trainer, self.compile_mode)
 
     def on_train_start(self) -> None:
         # The Trainer leaves the mode as it is, and a caller may have set another.

@@ -16,14 +16,15 @@ from dynlight.learning.carried import Memory, each_of, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
-from dynlight.learning.trial import reason_against_rows
-from dynlight.learning.weights import Weights, all_finite
+from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
+from dynlight.learning.weights import Weights, all_finite, read_alone
 
 
 class Stacked(Weights):
     """Learned weights with an axis of rows in front, [rows, *shape]: each row is one rule's learning from one document.
 
-    The model reads all rows as one batch (`rows.py`). Its own parameters stay θ0, with which the static reference reads all
+    The model reads all rows as one batch (`rows.py`), or, where a trial shows that it cannot, one row after another, with
+    the row's weights in the place of its own. Its own parameters stay θ0, with which the static reference reads all
     documents in one batch. Rows lie rule by rule, so that the optimizer of a rule, which must be elementwise, updates the
     rows of all documents at once:
 
@@ -48,13 +49,13 @@ class Stacked(Weights):
         self._running = documents  # documents of the wave that have not ended: its first ones
         self._batch = Batch(self.learned)
         put_in_rows(model, learnable, self._batch)
-        reason = reason_against_rows(model, context, learnable, self._batch)
-        require(
-            reason is None,
-            "data.together",
-            f"be 1, without rates and mixture, for {model.config.model_type}, {reason}",
-            got=documents,
-        )
+        self.reason_against_batch = reason_against_rows(model, context, learnable, self._batch)
+        if self.reason_against_batch is not None:
+            put_in_rows(model, [], self._batch)
+            self._names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+            reason = reason_against_rows_alone(model, context, self._names, self.learned)
+            must = f"be 1, without rates and mixture, for {model.config.model_type}, {reason}"
+            require(reason is None, "data.together", must, got=documents)
         self.reset(documents)
 
     def enter(self, segment: Segment, optimizers: Sequence[Optimizer]) -> None:
@@ -76,6 +77,8 @@ class Stacked(Weights):
         if not self.owners:
             return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
         spread = segment.changed(self._spread)
+        if self.reason_against_batch is not None:
+            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context)
         with self._batch.of(spread.inputs):
             return self._read(spread, self.memory, plain)
 
@@ -86,7 +89,10 @@ class Stacked(Weights):
     def score_static(self, segment: Segment) -> Tensor:
         self._switch_adapters(False)
         try:
-            nats, self.static_memory = self._read(segment, self.static_memory)
+            if self.reason_against_batch is None:
+                nats, self.static_memory = self._read(segment, self.static_memory)
+            else:
+                nats, self.static_memory = read_alone(self.model, [], [], segment, self.static_memory, self.context)
         finally:
             self._switch_adapters(True)
         return nats

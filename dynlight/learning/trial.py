@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from dynlight.choices.context import Overlapping, TransformerXL, position_limit
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.rows import Batch, kinds_one_by_one
-from dynlight.learning.weights import read
+from dynlight.learning.weights import read, read_alone
 
 _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found out
 _PART = 16  # tokens of each part of a text that is read with a memory
@@ -41,7 +41,7 @@ def reason_against_rows(
     batch.stacks[:] = [stack[:rows] for stack in whole]
     for stack, theta in zip(batch.stacks, initial, strict=True):
         for row, weight in enumerate(stack):
-            weight.copy_(theta * (1 + 0.05 * row) + 0.01 * row)
+            weight.copy_(theta * (1.05 + 0.05 * row) + 0.01 * (row + 1))  # the first isn't θ0 either
     try:
         with batch.of(inputs):
             together = _logits(model, inputs, context)
@@ -60,6 +60,30 @@ def reason_against_rows(
     expected = torch.cat(alone)
     apart = _apart(together, expected)
     return f"whose logits of a row are {apart} apart from the row alone" if apart else None
+
+
+def reason_against_rows_alone(
+    model: PreTrainedModel, context: Context, names: Sequence[str], stacks: Sequence[Tensor]
+) -> str | None:
+    """Why a model cannot read rows one after another, and be learned from again and again; None: it can.
+
+    Args:
+        model: that reads.
+        context: what a forward has in view.
+        names: of the learned weights.
+        stacks: of each, [R, *shape].
+    """
+    inputs = _tokens(model, min(2, len(stacks[0])) if stacks else 1, _COLUMNS)
+    try:
+        for _ in range(2):
+            nats, _ = read_alone(model, names, stacks, _segment(inputs), None, context)
+            if stacks:
+                torch.autograd.grad(nats.sum(), list(stacks), allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises
+        return f"which cannot be read so ({_first_line(error)})"
+    return None
 
 
 @torch.no_grad()

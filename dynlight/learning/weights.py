@@ -10,13 +10,14 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from dynlight.choices.context import has_cache, has_states
 from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Cut, Segment
-from dynlight.learning.carried import Memory, behind, each_of, new_cache, remembered, restored
+from dynlight.learning.carried import Memory, behind, each_of, new_cache, remembered, restored, together
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch, Later
 
@@ -84,6 +85,49 @@ def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tupl
     return _forward(model, call, segment.inputs, segment.targets.shape[1], settings, memory, room)
 
 
+class WithWeights:
+    """A model that reads with other tensors in the place of its own weights.
+
+    Args:
+        model: that reads.
+        weights: by name.
+    """
+
+    def __init__(self, model: Any, weights: Mapping[str, Tensor]) -> None:
+        self.config = model.config
+        self.forward = model.forward  # of which it is asked what it takes
+        self._model = model
+        self._weights = dict(weights)
+
+    def __call__(self, **settings: Any) -> Any:
+        return functional_call(self._model, self._weights, (), settings)
+
+
+def read_alone(
+    model: Any, names: Sequence[str], stacks: Sequence[Tensor], segment: Segment, memory: Memory, context: Context
+) -> tuple[Tensor, Memory]:
+    """Nats [R, S] of the rows of a segment, read one after another, and the next memory.
+
+    Args:
+        model: that reads.
+        names: of the learned weights.
+        stacks: of each, [R, *shape]; none: all rows are read with the model's own.
+        segment: with a row of inputs and targets for each row.
+        memory: of all rows.
+        context: what a forward has in view.
+    """
+    found: list[Tensor] = []
+    memories: list[Memory] = []
+    for row in range(len(segment.inputs)):
+        reader = WithWeights(model, {name: stack[row] for name, stack in zip(names, stacks, strict=True)})
+        own = slice(row, row + 1)
+        alone = segment.changed(lambda tensor, own=own: tensor[own])  # type: ignore[misc] # a default
+        logits, remembers = read(reader, alone, each_of(memory, lambda tensor, own=own: tensor[own]), context)  # type: ignore[misc]
+        found.append(token_nats(logits, alone.targets))
+        memories.append(remembers)
+    return torch.cat(found), together(memories)
+
+
 def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
     """What reads a segment as `read` does and returns its nats [D, S] and the next memory.
 
@@ -127,8 +171,21 @@ def _forward(
     cache = new_cache(model.config, call.has_states, memory) if settings["use_cache"] else None
     if cache is not None:
         settings = settings | {str(call.cache): cache}
-    logits = model(input_ids=inputs, **settings).logits[:, -scored:]
+    is_single = call.has_states and bool(memory) and inputs.shape[1] == 1
+    if is_single:
+        # transformers reads a single token behind a state by a way of its own, which writes over that state before the
+        # backward; so another token is read behind it. A segment of one token ends a document: nobody reads the state.
+        inputs = inputs.expand(-1, 2)
+        settings = settings | {name: _longer(name, value) for name, value in settings.items()}
+    logits = model(input_ids=inputs, **settings).logits[:, -scored - is_single :][:, :scored]
     return logits, None if room is None or cache is None else remembered(cache, room)
+
+
+def _longer(name: str, value: Any) -> Any:
+    """A setting of a forward over a single token as it is of two."""
+    if name == "position_ids":
+        return torch.cat([value, value + 1], dim=1)
+    return 2 if name == "logits_to_keep" else value
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer, seed_everything
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dynlight.errors import SettingError, require
-from dynlight.learning.checks import warn_of_imitated_bf16
+from dynlight.learning.advice import warn_of_imitated_bf16
 from dynlight.pretraining.card import model_card
 from dynlight.pretraining.learning import Pretraining, TimedCheckpoint
 from dynlight.pretraining.windows import TextWindows, read_texts, train_tokenizer
@@ -131,7 +131,8 @@ def learn(
         settings: of the Trainer.
     """
     trainer = Trainer(**{**QUIET, **settings}, devices=1, max_epochs=1, callbacks=[checkpoint])
-    warn_of_imitated_bf16(trainer)
+    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision):
+        warn_of_imitated_bf16(f"trainer.precision: {trainer.precision}")
     trainer.fit(module, data, ckpt_path=resume)
 
 

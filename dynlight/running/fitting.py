@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer
 
 from dynlight.durable import draft_of, is_out_of_room
 from dynlight.errors import CallbackFailedError, SettingError, told
-from dynlight.learning.checks import warn_of_imitated_bf16
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.board import ProcessFailedError
 from dynlight.learning.processes.processes import may_checkpoint, share_of, way_of
@@ -107,7 +106,6 @@ class _Fitting:
 
     def read(self, stream: DocumentStream) -> None:
         """Reads all documents; of a run that fails on the way, what was written by then stays."""
-        warn_of_imitated_bf16(self._trainer)
         module = self._run.module(digests=True)
         with _only_the_first_explains(self._trainer), self._no_empty_folder_left():
             if self._trainer.is_global_zero:

@@ -26,7 +26,8 @@ the choices
 
 around them
   model             what is evaluated: pretrained (Hub, folder, tiny-books),
-                    tokenizer, revision, dtype, attention, compile
+                    gguf_file, tokenizer, revision, dtype, attention,
+                    compile
   data              what is read: path, data_files, split, text_column,
                     documents, max_tokens, together, streaming
   reference         static: the initial weights score the same windows; null:

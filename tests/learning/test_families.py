@@ -1,5 +1,6 @@
 """Models of other families than those of `models.py`: as one obvious loop reads them, or refused by name."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -13,13 +14,17 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     DogeConfig,
+    DynamicCache,
+    FalconH1Config,
     Gemma3Config,
     GPTJConfig,
     Lfm2Config,
     Llama4TextConfig,
     LlamaForCausalLM,
+    Mamba2Config,
     MambaConfig,
     MptConfig,
+    Qwen3NextConfig,
     RobertaConfig,
     WhisperConfig,
 )
@@ -45,8 +50,36 @@ OF_POSITIONS = {  # relative ones, which their configurations tell in other word
     "mpt": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
 }
-OF_STATES = {  # convolutions, recurrences, chunks of attention, keys chosen by what the cache holds
+CARRIED = {  # states of convolutions and recurrences, beside keys and values, in the same block, or alone
     "lfm2": Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+    "falcon_h1": FalconH1Config(
+        **SIZES, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8, mamba_n_groups=1
+    ),
+    "qwen3_next": Qwen3NextConfig(
+        **SIZES,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "mamba2": Mamba2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=4,
+        num_heads=8,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=8,
+    ),
+}
+OF_STATES = {  # a recurrence begun anew, chunks of attention, keys chosen by what the cache holds, positions in a table
     "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4),
     "llama4_text": Llama4TextConfig(
         **SIZES,
@@ -79,9 +112,65 @@ def assert_as_the_loop(config, context, **how):
         torch.testing.assert_close(torch.cat(mine), torch.cat(loop), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [*OF_POSITIONS, *OF_STATES])
+@pytest.mark.parametrize("family", [*OF_POSITIONS, *OF_STATES, *CARRIED])
 def test_windows_are_read_as_by_the_loop(family):
-    assert_as_the_loop((OF_POSITIONS | OF_STATES)[family], Overlapping(16, 40), window=40)
+    assert_as_the_loop((OF_POSITIONS | OF_STATES | CARRIED)[family], Overlapping(16, 40), window=40)
+
+
+def nats_with_states(model, tokens):
+    """Nats of a document by a loop that learns from each segment and hands transformers' own cache on."""
+    optimizer, nats = SGD(model.parameters()), []
+    sequence, cache = torch.tensor([0, *tokens]), DynamicCache(config=model.config)
+    taken = inspect.signature(model.forward).parameters
+    settings = {"cache_params" if "cache_params" in taken else "past_key_values": cache, "use_cache": True}
+    for start in range(0, len(tokens), 16):
+        stop = min(start + 16, len(tokens))
+        if "position_ids" in taken:
+            settings["position_ids"] = torch.arange(start, stop)[None]
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():  # a forward writes over the states it began with
+            logits = model(input_ids=sequence[None, start:stop], **settings).logits[0]
+            found = torch.nn.functional.cross_entropy(logits, sequence[start + 1 : stop + 1], reduction="none")
+            optimizer.zero_grad()
+            found.mean().backward()
+        optimizer.step()
+        for layer in cache.layers:
+            for name, value in vars(layer).items():
+                if isinstance(value, dict):
+                    setattr(
+                        layer,
+                        name,
+                        {i: each.detach() if hasattr(each, "detach") else each for i, each in value.items()},
+                    )
+                elif isinstance(value, torch.Tensor):
+                    setattr(layer, name, value.detach())
+        nats.append(found.detach())
+    return torch.cat(nats)
+
+
+@pytest.mark.parametrize("family", CARRIED)
+def test_states_are_carried_as_by_the_loop(family):
+    found = run(make(CARRIED[family]), TOKENS, TransformerXL(16, 128), update=SGD).nats
+    for mine, tokens in zip(found, TOKENS, strict=True):
+        torch.testing.assert_close(
+            torch.cat(mine), nats_with_states(make(CARRIED[family]), tokens), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("family", CARRIED)
+def test_a_model_with_states_that_reads_in_parts_says_what_it_says_at_once(family):
+    model, tokens = make(CARRIED[family]), TOKENS[0]
+    found = torch.cat(run(model, [tokens], TransformerXL(16, 128)).nats[0])
+    logits = model(input_ids=torch.tensor([[0, *tokens[:-1]]])).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens), reduction="none")
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_memory_of_no_positions_carries_no_state():
+    whole = [tokens[: len(tokens) // 16 * 16] for tokens in TOKENS[:2]]  # the last window of another has context
+    found = run(make(CARRIED["lfm2"]), whole, TransformerXL(16, 0)).nats
+    expected = run(make(CARRIED["lfm2"]), whole, Overlapping(16, 16)).nats
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(other), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", OF_POSITIONS)
@@ -101,6 +190,12 @@ def test_a_memory_is_read_as_by_the_loop(family):
 def test_a_memory_that_would_not_be_all_is_refused(family, reason):
     with pytest.raises(SettingError, match=f"context.class_path must be Overlapping for {family}, {reason}"):
         run(make(OF_STATES[family]), TOKENS, TransformerXL(16, 32))
+
+
+def test_states_need_segments_of_more_than_a_token():
+    with pytest.raises(SettingError, match="context.segment must be at least 2 for lfm2, whose states"):
+        TransformerXL(1, 16).check(CARRIED["lfm2"])
+    TransformerXL(1, 0).check(CARRIED["lfm2"])
 
 
 def test_a_configuration_of_several_parts_is_read_as_that_of_its_text():
