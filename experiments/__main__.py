@@ -8,6 +8,8 @@ python -m experiments run NAME             measures each point of its grid that 
 python -m experiments point NAME --a=b …   measures one point: what W&B's agent calls; --scale as above
 python -m experiments figure NAME          draws its figure and writes table and verdict into its notes
 python -m experiments verdicts             prints the table of README.md, from all results.csv
+python -m experiments families [TYPE …]    reads a tiny model of every type that transformers knows beside a loop, and writes
+                                           families/README.md; of these types alone: prints what came of them
 """
 
 import argparse
@@ -41,8 +43,11 @@ def main(arguments: list[str]) -> int:
                 figure(name)
             case ["verdicts"]:
                 print(verdicts())
+            case ["families", *types]:
+                families(types)
             case _:
-                raise ValueError(f"the command must be run, point, figure or verdicts, got {' '.join(arguments)}")
+                commands = "run, point, figure, verdicts or families"
+                raise ValueError(f"the command must be {commands}, got {' '.join(arguments)}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -158,6 +163,13 @@ def verdicts() -> str:
             f"| [{name}]({name}/notes.md) | {question_of(name)} | {verdict} | {command} | {commits} | {hours} |"
         )
     return "\n".join(lines)
+
+
+def families(types: list[str]) -> None:
+    """How well dynlight serves each type of model, or these alone."""
+    from experiments.families import walk
+
+    walk.main(types)
 
 
 if __name__ == "__main__":

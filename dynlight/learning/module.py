@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynlight.choices.context import refused_memory
+from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
@@ -345,10 +345,20 @@ class DynamicEvaluation(LightningModule):
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
-        if self.processes.way != "sharded":
-            reason = reason_against_reading(self.model, self.context)
-            must = f"suit {self.model.config.model_type}, {reason}"
-            require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
+        if self.processes.way == "sharded":
+            self._check_memory()
+            return
+        self._check_reading(Overlapping(self.context.segment, self.context.segment))
+        if self.context.memory:  # behind, so that each trial can fail for one reason alone
+            self._check_memory()
+            self._check_reading(self.context)
+
+    def _check_reading(self, context: Context) -> None:
+        reason = reason_against_reading(self.model, context)
+        must = f"suit {self.model.config.model_type}, {reason}"
+        require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
+
+    def _check_memory(self) -> None:
         if self.context.memory and (reason := reason_against_memory(self.model)) is not None:
             raise refused_memory(self.model.config, reason, got=type(self.context).__name__)
 

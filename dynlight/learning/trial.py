@@ -23,8 +23,8 @@ def reason_against_rows(
 ) -> str | None:
     """Why a model cannot read rows that each have weights of their own; None: it can.
 
-    Up to three rows of different weights and tokens are read together, then each alone by the model with the row's weights.
-    So a model that mixes rows, that reads a weight past the module which holds it, or that asks for something no row
+    Up to three rows of different weights and tokens are read together, then each alone by the model with the row's weights,
+    and gradients taken. So a model that mixes rows, that reads a weight past the module which holds it, or that asks for something no row
     has, is found out before a run. The stacks are left changed.
 
     Args:
@@ -33,9 +33,7 @@ def reason_against_rows(
         weights: θ0 of the learned weights, in the model.
         batch: what holds their stacks.
     """
-    if not weights:
-        return None
-    rows = min(3, len(batch.stacks[0]))
+    rows = min(3, len(batch.stacks[0])) if weights else 3
     inputs = _tokens(model, rows, _COLUMNS)
     initial, whole = [weight.data for weight in weights], list(batch.stacks)
     batch.stacks[:] = [stack[:rows] for stack in whole]
@@ -50,6 +48,9 @@ def reason_against_rows(
             for weight, stack in zip(weights, batch.stacks, strict=True):
                 weight.data = stack[row]
             alone.append(_logits(model, inputs[row : row + 1], context))
+        _learn_twice(model, inputs, context, batch)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a model raises that is not made for rows
         modules = ", ".join(kinds_one_by_one(model)) or "forward"
         return f"whose {modules} cannot be read row by row ({_first_line(error)})"
@@ -60,6 +61,16 @@ def reason_against_rows(
     expected = torch.cat(alone)
     apart = _apart(together, expected)
     return f"whose logits of a row are {apart} apart from the row alone" if apart else None
+
+
+@torch.enable_grad()
+def _learn_twice(model: PreTrainedModel, inputs: Tensor, context: Context, batch: Batch) -> None:
+    """Takes gradients in two forwards, one after the other: a module that keeps something of the first fails in the second."""
+    batch.stacks[:] = [stack.detach().requires_grad_() for stack in batch.stacks]
+    for _ in range(2 if batch.stacks else 0):
+        with batch.of(inputs):
+            logits = _logits(model, inputs, context)
+        torch.autograd.grad(logits.float().logsumexp(-1).sum(), batch.stacks, allow_unused=True)
 
 
 def reason_against_rows_alone(

@@ -51,7 +51,8 @@ class Call:
     @classmethod
     def of(cls, model: Any) -> Self:
         taken = inspect.signature(model.forward).parameters
-        caches = [name for name in ("past_key_values", "cache_params") if name in taken and has_cache(model.config)]
+        names = ("past_key_values", "cache_params") if has_states(model.config) else ("past_key_values",)
+        caches = [name for name in names if name in taken and has_cache(model.config)]
         # Models without attention have no positions; what takes any arguments hands them on.
         takes_positions = "position_ids" in taken or any(each.kind == each.VAR_KEYWORD for each in taken.values())
         return cls(next(iter(caches), None), has_states(model.config), takes_positions, "logits_to_keep" in taken)

@@ -1,17 +1,19 @@
 """Modules that hold learned weights read each row of a batch as the module itself does with the row's weights."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from models import CONFIGS, EXPERTS, tiny
+from running import random_tokens, run
 from torch import nn
 from torch.func import functional_call
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.pytorch_utils import Conv1D
 
-from dynlight import All, LoRA, Overlapping
+from dynlight import All, LoRA, Overlapping, TransformerXL, UpdateFrequency
 from dynlight.choices.parameters import NarrowLinear
 from dynlight.learning.rows import Batch, InRows, RowsBroadcast, RowsOneByOne, kinds_one_by_one, put_in_rows
 from dynlight.learning.trial import reason_against_rows
@@ -160,15 +162,53 @@ class OfNeighbours(nn.Linear):
         return super().forward(x) + x.mean(dim=0, keepdim=True).sum()
 
 
-@pytest.mark.parametrize("kind", [PastItsModule, OfNeighbours])
-def test_a_model_that_does_not_read_each_row_as_alone_is_found_out(kind):
+def of_kind(kind):
     model = tiny()
+    model.model.layers[0].mlp.down_proj.__class__ = kind
+    return model
+
+
+@pytest.mark.parametrize(("kind", "rows"), [(PastItsModule, 3), (PastItsModule, 1), (OfNeighbours, 3)])
+def test_a_model_that_does_not_read_each_row_as_alone_is_found_out(kind, rows):
+    model = of_kind(kind)
     down = model.model.layers[0].mlp.down_proj
-    down.__class__ = kind
     learned = [down.weight]
-    stacks = [down.weight.detach().repeat(3, 1, 1).requires_grad_()]
+    stacks = [down.weight.detach().repeat(rows, 1, 1).requires_grad_()]
     before = [tensor.clone() for tensor in (*learned, model.lm_head.weight)]
     put_in_rows(model, learned, batch := Batch(stacks))
     reason = reason_against_rows(model, Overlapping(8, 8), learned, batch)
     assert "apart from the row alone" in reason
     assert all(map(torch.equal, (*learned, model.lm_head.weight), before)), "the model is left as it was"
+
+
+@pytest.mark.parametrize("context", [Overlapping(16, 32), TransformerXL(16, 32, sinks=2)], ids=str)
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"update": partial(torch.optim.SGD, lr=0.05), "reference": "static"},
+        {
+            "update": partial(torch.optim.SGD, lr=0.05),
+            "reference": "static",
+            "clip": 0.5,
+            "schedule": UpdateFrequency(2),
+        },
+    ],
+)
+def test_such_a_model_reads_its_rows_one_after_another(context, choices):
+    tokens = [random_tokens(length, seed=length) for length in (90, 50, 5)]
+    alone = [run(of_kind(PastItsModule), [document], context, **choices) for document in tokens]
+    with pytest.warns(
+        UserWarning, match="read one row after another, which takes longer: llama, whose logits of a row are"
+    ):
+        together = run(of_kind(PastItsModule), tokens, context, together=3, **choices)
+    for number, found in enumerate(alone):
+        for mine, other in ((found.nats, together.nats), (found.static, together.static)):
+            torch.testing.assert_close(torch.cat(mine[0]), torch.cat(other[number]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mixture_of_one_rule_is_right_for_such_a_model():
+    tokens, context = [random_tokens(90, seed=1)], Overlapping(16, 32)
+    with pytest.warns(UserWarning, match="one row after another"):
+        found = run(of_kind(PastItsModule), tokens, context, rates=[0.05], update=torch.optim.SGD).nats[0]
+    expected = run(of_kind(PastItsModule), tokens, context, update=partial(torch.optim.SGD, lr=0.05)).nats[0]
+    torch.testing.assert_close(torch.cat(found).float(), torch.cat(expected), rtol=1e-5, atol=1e-5)

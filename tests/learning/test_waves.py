@@ -312,10 +312,37 @@ class MixesRows(torch.nn.Linear):
         return super().forward(x.roll(1, 0))
 
 
-def test_a_model_that_mixes_rows_is_refused_by_name():
+@pytest.mark.parametrize("update", [None, SGD])
+def test_a_model_that_mixes_rows_reads_each_alone(update):
+    def mixing():
+        model = tiny()
+        model.model.layers[1].mlp.down_proj.__class__ = MixesRows
+        return model
+
+    alone = run(mixing(), DOCUMENTS, TransformerXL(16, 24), update=update).nats
+    with pytest.warns(UserWarning, match="read one row after another, .* llama, whose logits of a row are .* apart"):
+        together = run(mixing(), DOCUMENTS, TransformerXL(16, 24), together=2, update=update).nats
+    for one, other in zip(alone, together, strict=True):
+        for mine, its in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+
+
+class KeepsWhatItReads(torch.nn.Linear):
+    """Adds nothing of what it has read before, but with a gradient."""
+
+    before = 0.0
+
+    def forward(self, x):
+        y = super().forward(x)
+        found = y + 0 * self.before
+        self.before = y.sum()
+        return found
+
+
+def test_a_model_that_cannot_be_learned_from_twice_is_refused_by_name():
     model = tiny()
-    model.model.layers[1].mlp.down_proj.__class__ = MixesRows
-    with pytest.raises(ValueError, match=r"data.together must be 1, .* for llama, whose logits .* got 2"):
+    model.model.layers[1].mlp.down_proj.__class__ = KeepsWhatItReads
+    with pytest.raises(ValueError, match=r"data.together must be 1, .* for llama, which cannot be read so .* got 2"):
         run(model, DOCUMENTS, TransformerXL(16, 24), together=2, update=SGD)
 
 
