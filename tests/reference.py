@@ -45,23 +45,15 @@ def evaluate(
                 if window is not None:
                     nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 else:
-                    if sinks and start > memory:
-                        with torch.no_grad():
-                            first = keys_of(model, sequence[:sinks], start - memory)
-                        keys_and_values = [
-                            (
-                                torch.cat([k, keys[:, :, sinks - memory :]], 2),
-                                torch.cat([v, values[:, :, sinks - memory :]], 2),
-                            )
-                            for (k, v), (keys, values) in zip(first, keys_and_values, strict=True)
-                        ]
-                    nats, cache = nats_with_memory(model, sequence, start, stop, keys_and_values)
+                    behind = keys_behind_sinks(model, sequence[:sinks], start, memory, keys_and_values)
+                    nats, cache = nats_with_memory(model, sequence, start, stop, behind)
             results[-1].append(nats.detach())
             for repeat in range(passes if learn else 0):
                 if repeat > 0 and window is not None:
                     nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 elif repeat > 0:
-                    nats, _ = nats_with_memory(model, sequence, start, stop, keys_and_values)
+                    behind = keys_behind_sinks(model, sequence[:sinks], start, memory, keys_and_values)
+                    nats, _ = nats_with_memory(model, sequence, start, stop, behind)
                 for parameter in learned:
                     parameter.grad = None
                 nats.mean().backward()
@@ -103,11 +95,19 @@ def nats_with_memory(
     return nats(logits, sequence[start + 1 : stop + 1]), states
 
 
-def keys_of(model: PreTrainedModel, tokens: Tensor, start: int) -> list[tuple[Tensor, Tensor]]:
-    cache = DynamicCache()
-    positions = torch.arange(start, start + len(tokens))[None]
-    model(input_ids=tokens[None], position_ids=positions, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+@torch.no_grad()
+def keys_behind_sinks(
+    model: PreTrainedModel, sinks: Tensor, start: int, memory: int, kept: list[tuple[Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Once the first tokens have dropped out, they take the place of the oldest positions, read by the present weights."""
+    if len(sinks) == 0 or start <= memory:
+        return kept
+    cache, positions = DynamicCache(), torch.arange(start - memory, start - memory + len(sinks))
+    model(input_ids=sinks[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
+    return [
+        (torch.cat([layer.keys, keys[:, :, len(sinks) :]], 2), torch.cat([layer.values, values[:, :, len(sinks) :]], 2))
+        for layer, (keys, values) in zip(cache.layers, kept, strict=True)
+    ]
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -50,15 +50,15 @@ class TransformerXL(Context):
             al. 2024 (arXiv 2309.17453).
 
     Raises:
-        SettingError: if `segment` is under 1, `memory` under 0, or `sinks` under 0 or above `memory`.
+        SettingError: if `segment` is under 1, `memory` under 0, or `sinks` under 0 or not fewer than `memory`.
     """
 
     def __init__(self, segment: int, memory: int, sinks: int = 0) -> None:
         super().__init__(segment)
         require_at_least("context.memory", 0, memory)
         require_at_least("context.sinks", 0, sinks)
-        if sinks > memory:
-            raise SettingError("context.sinks", f"be at most {memory}, the positions of memory", got=sinks)
+        if sinks and sinks >= memory:
+            raise SettingError("context.sinks", f"be fewer than the {memory} positions of memory", got=sinks)
         self._memory = memory
         self._sinks = sinks
 

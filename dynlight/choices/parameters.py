@@ -8,6 +8,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -92,6 +93,10 @@ class LoRA(Parameters):
             try:
                 inject_adapter_in_model(config, model)
             except (ValueError, re.error) as error:
+                if "incompatible" in str(error):  # with layers that read a weight past an adapter
+                    reason = shorten(" ".join(str(error).split()), 200, placeholder=" …")
+                    must = "name modules that PEFT can adapt"
+                    raise SettingError("parameters.targets", must, got=self.targets, advice=reason) from error
                 raise SettingError(
                     "parameters.targets",
                     "name modules of this model",

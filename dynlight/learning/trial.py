@@ -14,7 +14,7 @@ from dynlight.learning.weights import read, read_alone
 _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found out
 _PART = 16  # tokens of each part of a text that is read with a memory
 # How far the logits of a row may be apart, as a share of their size; experts, say, are chosen anew by the last bit.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+_TOLERANCE, _BF16_TOLERANCE = 1e-3, 0.1
 
 
 @torch.no_grad()
@@ -155,7 +155,8 @@ def _apart(found: Tensor, expected: Tensor) -> str | None:
         return None
     found, expected = found[finite], expected[finite]
     apart = (found - expected).abs().max() / expected.abs().max()
-    return None if apart <= _TOLERANCE.get(found.dtype, 1e-3) else f"{apart:.2g}"
+    in_bf16 = found.dtype == torch.bfloat16 or torch.is_autocast_enabled(found.device.type)
+    return None if apart <= (_BF16_TOLERANCE if in_bf16 else _TOLERANCE) else f"{apart:.2g}"
 
 
 def _logits(model: PreTrainedModel, inputs: Tensor, context: Context) -> Tensor:

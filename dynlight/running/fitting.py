@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
@@ -161,11 +162,14 @@ class _Fitting:
 
     def _make_folder(self) -> None:
         """Makes the run's folder, with the configuration in it."""
-        if self.folder.exists() and not self._resumes:
+        config, path = self.config.clone(), self.folder / "config.yaml"
+        if self._resumes:  # by another spelling perhaps: the receipt has a hash of the file
+            config.out = yaml.safe_load(path.read_text("utf-8")).get("out", config.out)
+        elif self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with draft_of(self.folder / "config.yaml") as draft:
-            save(self.config, draft)
+        with draft_of(path) as draft:
+            save(config, draft)
 
     def _open_loggers(self) -> None:
         """Opens the loggers, and notes in the origin the versions with which they can go on."""

@@ -59,9 +59,9 @@ class Pretrained:
         trust_remote_code: bool = False,
     ) -> None:
         self.pretrained = pretrained
-        self._path = str(ASSETS / pretrained) if pretrained == "tiny-books" else pretrained
+        self._path = _path_of(pretrained)
         self._gguf_file = gguf_file
-        self._tokenizer = tokenizer or self._path
+        self._tokenizer = self._path if tokenizer is None else _path_of(tokenizer)
         self._dtype = getattr(torch, dtype)
         self._attention = None if attention == "auto" else attention
         self.compile = compile
@@ -175,7 +175,9 @@ class Pretrained:
         """Of any error: the reader of such files raises whatever comes of one that is cut short."""
         must = f"be a file in {self.pretrained}, of {_MODEL} in llama.cpp's format that transformers reads"
         advice = f"{type(error).__name__}: {_sentence(error)}"
-        return SettingError("model.gguf_file", must, got=self._gguf_file, advice=advice)
+        if _is_no_folder(self._path):
+            advice = "there is no such folder"
+        return SettingError("model.gguf_file", must, got=self._gguf_file or "nothing", advice=advice)
 
     def _refused(self, setting: str, error: Exception) -> SettingError:
         got = self.pretrained if setting == "pretrained" else self._tokenizer
@@ -227,7 +229,7 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
 def _reason(got: str, error: Exception) -> str:
     """Why transformers could not read the model or tokenizer `got`, in a sentence."""
     folder = Path(got)
-    if got.startswith((".", "/", "~")) and not folder.is_dir():
+    if _is_no_folder(got):
         return "there is no such folder"
     if isinstance(error, OSError) and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return "its weights are a pickle, which may run code; save them as safetensors"
@@ -239,6 +241,16 @@ def _reason(got: str, error: Exception) -> str:
         return "it holds an adapter alone; merge it into its model (merge_and_unload of peft) and save that"
     sentence = _sentence(error)
     return sentence if folder.is_dir() else f"it is no folder here, and: {sentence}"
+
+
+def _path_of(name: str) -> str:
+    """The folder of `tiny-books`, and any other name as it is."""
+    return str(ASSETS / name) if name == "tiny-books" else name
+
+
+def _is_no_folder(name: str) -> bool:
+    """Whether a name can only be that of a folder, and there is none."""
+    return name.startswith((".", "/", "~")) and not Path(name).is_dir()
 
 
 def _sentence(error: Exception) -> str:

@@ -165,6 +165,19 @@ def test_a_model_with_states_that_reads_in_parts_says_what_it_says_at_once(famil
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["lfm2", "mamba2", "qwen3_next"])
+def test_states_are_carried_whole_beside_a_memory_of_one_position_and_in_bf16(family):
+    context = TransformerXL(16, 4, sinks=3)
+    found = torch.cat(run(make(CARRIED[family]), TOKENS[:1], context).nats[0])
+    anew = torch.cat(run(make(CARRIED[family]), TOKENS[:1], TransformerXL(16, 0)).nats[0])
+    assert (found - anew)[16:].abs().max() > 1e-3
+    if family == "mamba2":  # without attention a memory of any size is the same
+        whole = torch.cat(run(make(CARRIED[family]), TOKENS[:1], TransformerXL(16, 128)).nats[0])
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reason_against_memory(make(CARRIED[family])) is None
+
+
 def test_a_memory_of_no_positions_carries_no_state():
     whole = [tokens[: len(tokens) // 16 * 16] for tokens in TOKENS[:2]]  # the last window of another has context
     found = run(make(CARRIED["lfm2"]), whole, TransformerXL(16, 0)).nats

@@ -9,7 +9,7 @@ from models import WITH_MEMORY, tiny
 from reference import evaluate
 from running import random_tokens, run
 
-from dynlight import DynamicEvaluation, LoRA, Overlapping, TransformerXL
+from dynlight import DynamicEvaluation, LoRA, Overlapping, TransformerXL, UpdateFrequency
 from dynlight.documents.segments import Cut
 from dynlight.errors import SettingError
 
@@ -24,6 +24,13 @@ LORA = {"parameters": LoRA(rank=2), "update": partial(torch.optim.AdamW, lr=0.00
 def test_they_are_read_as_by_the_loop(architecture, update):
     found = run(tiny(architecture), TOKENS, CONTEXT, update=update).nats
     expected = evaluate(tiny(architecture), TOKENS, 0, segment=16, memory=40, sinks=3, make_optimizer=update)
+    for mine, loop in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(loop), rtol=2e-5, atol=2e-5)
+
+
+def test_each_pass_reads_them_by_the_weights_of_then():
+    found = run(tiny("llama"), TOKENS, CONTEXT, update=SGD, schedule=UpdateFrequency(1, passes=2)).nats
+    expected = evaluate(tiny("llama"), TOKENS, 0, segment=16, memory=40, sinks=3, make_optimizer=SGD, passes=2)
     for mine, loop in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.cat(mine), torch.cat(loop), rtol=2e-5, atol=2e-5)
 
@@ -70,7 +77,9 @@ def test_their_flops_are_those_of_reading_them():
     assert flops(CONTEXT, 32, 48) == flops(TransformerXL(16, 40), 32, 48)
 
 
-@pytest.mark.parametrize("sinks", [-1, 41])
-def test_bad_numbers_are_refused(sinks):
-    with pytest.raises(SettingError, match="context.sinks must be at"):
+@pytest.mark.parametrize(
+    ("sinks", "must"), [(-1, "at least 0"), (1.5, "at least 0"), (40, "fewer than the 40 positions")]
+)
+def test_bad_numbers_are_refused(sinks, must):
+    with pytest.raises(SettingError, match=f"context.sinks must be {must}"):
         TransformerXL(16, 40, sinks=sinks)

@@ -198,6 +198,14 @@ def test_with_other_waves_what_is_finished_is_kept_and_the_rest_read_from_its_st
     assert ledger.faults_of(json.loads((stopped / "receipt.json").read_text())) == []
 
 
+def test_a_folder_may_be_spelled_otherwise(run, stopped, tmp_path, monkeypatch):
+    monkeypatch.chdir(stopped.parent)
+    assert run("--resume", stopped.name, stop=2)[0] == 143
+    assert run("--resume", stopped)[0] == 0
+    assert_same(tmp_path / "whole", stopped, SAME[:3])
+    assert ledger.faults_of(json.loads((stopped / "receipt.json").read_text())) == []
+
+
 def test_no_checkpoints_when_none_are_wanted(run, library, tmp_path):
     changes = whole({"checkpoint": None}, library)
     assert run(changes=changes, out="whole")[0] == 0

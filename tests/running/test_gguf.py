@@ -57,6 +57,7 @@ def test_a_quantized_model_is_read_in_fp32(folder):
 
 
 def test_another_tokenizer_may_be_named(folder, library):
+    assert len(Pretrained(str(folder), gguf_file="small.gguf", tokenizer="tiny-books").load_tokenizer()) == 4096
     own, named = (
         Pretrained(str(folder), gguf_file="small.gguf", tokenizer=each) for each in (None, str(library / "model"))
     )
@@ -102,3 +103,8 @@ def test_a_folder_of_such_a_file_says_that_it_must_be_named(folder, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"")
     with pytest.raises(SettingError, match="it holds a GGUF file; name that as model.gguf_file"):
         Pretrained(str(tmp_path)).config()
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path):
+    with pytest.raises(SettingError, match=r"got a.gguf; there is no such folder$"):
+        Pretrained(str(tmp_path / "none"), gguf_file="a.gguf").config()
