@@ -98,7 +98,7 @@ def test_nats_and_memory_outlive_the_graph_that_made_them(run, tmp_path, compile
             for tensor in returned:
                 tensor.data.fill_(float("nan"))
             nats, memory = call(*args)
-            returned[:] = [nats, *(tensor for pair in memory for tensor in pair)]
+            returned[:] = [nats, *(tensor for layer in memory for tensor in layer.values())]
             return nats, memory
 
         return replay
