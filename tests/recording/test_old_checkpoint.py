@@ -105,6 +105,14 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_what_it_did(tm
         origin.check_settings(tmp_path, {"context.window": "40", "context.prefix": "True"})
 
 
+def test_settings_that_came_since_have_no_say_in_whether_a_run_of_0_1_0_goes_on(tmp_path):
+    added = {"context.sinks": "0", "model.gguf_file": "None"}
+    origin = Origin({"context.memory": "256"}, [], 1, 1, done=[], hashes={}, loggers=[])
+    origin.check_settings(tmp_path, {"context.memory": "256"} | added)
+    with pytest.raises(SettingError, match="context.sinks must be 0 as when .* began, got 4"):
+        origin.check_settings(tmp_path, {"context.memory": "256"} | added | {"context.sinks": "4"})
+
+
 def test_a_class_without_settings_of_its_own_goes_on(tmp_path):
     given, read_back = {"class_path": "dynlight.All", "init_args": {}}, {"class_path": "dynlight.All"}
     began, goes_on = (settings_of({"parameters": section}) for section in (given, read_back))
