@@ -1,5 +1,6 @@
 """A model in llama.cpp's format, as its own converter would write it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,4 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def _merges(tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-    import json
-
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]

@@ -22,7 +22,7 @@ from transformers import (
 
 VOCABULARY = 61
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-_LLAMA = _COMMON | {
+LLAMA = _COMMON | {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 4,
@@ -31,11 +31,11 @@ _LLAMA = _COMMON | {
     "max_position_embeddings": 256,
 }
 CONFIGS = {
-    "llama": LlamaConfig(**_LLAMA, tie_word_embeddings=True),
+    "llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
     "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=4, n_head=4, n_positions=256),
-    "gpt_neox": GPTNeoXConfig(**(_LLAMA | {"num_key_value_heads": None}), tie_word_embeddings=False),
-    "qwen3": Qwen3Config(**_LLAMA, head_dim=8, tie_word_embeddings=False),
-    "mistral": MistralConfig(**_LLAMA, sliding_window=24),
+    "gpt_neox": GPTNeoXConfig(**(LLAMA | {"num_key_value_heads": None}), tie_word_embeddings=False),
+    "qwen3": Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=False),
+    "mistral": MistralConfig(**LLAMA, sliding_window=24),
     "opt": OPTConfig(
         **(_COMMON | {"pad_token_id": 1}),
         hidden_size=32,
@@ -46,7 +46,7 @@ CONFIGS = {
         max_position_embeddings=256,
     ),
     "gemma3": Gemma3TextConfig(
-        **(_LLAMA | {"pad_token_id": 1}),
+        **(LLAMA | {"pad_token_id": 1}),
         head_dim=8,
         sliding_window=24,
         layer_types=["sliding_attention", "full_attention"] * 2,
@@ -54,14 +54,14 @@ CONFIGS = {
 }
 # Mixtures of experts.
 EXPERTS = {
-    "mixtral": MixtralConfig(**_LLAMA, num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_moe": Qwen3MoeConfig(**_LLAMA, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
+    "mixtral": MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(**LLAMA, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2),
 }
 # Models whose attention is given more than queries, keys, values and a mask: a soft cap, sinks, keys of another block.
 PECULIAR = {
-    "gemma2": Gemma2Config(**(_LLAMA | {"pad_token_id": 1}), head_dim=8, attn_logit_softcapping=2.0, sliding_window=24),
+    "gemma2": Gemma2Config(**(LLAMA | {"pad_token_id": 1}), head_dim=8, attn_logit_softcapping=2.0, sliding_window=24),
     "gpt_oss": GptOssConfig(
-        **_LLAMA,
+        **LLAMA,
         head_dim=8,
         num_local_experts=4,
         num_experts_per_tok=2,
@@ -69,7 +69,7 @@ PECULIAR = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
     "gemma4": Gemma4TextConfig(
-        **(_LLAMA | {"pad_token_id": 1}),
+        **(LLAMA | {"pad_token_id": 1}),
         head_dim=8,
         global_head_dim=8,
         num_kv_shared_layers=2,

@@ -38,8 +38,8 @@ class TransformerXL(Context):
     Keys and values of the last `memory` positions are kept, detached, as the weights made them when they were read;
     gradients reach those of the present segment only. Positions count through the document. The compute per scored
     token does not depend on `memory` except in attention. Where a model has recurrences or convolutions (Mamba-2,
-    Qwen3-Next), their states are kept as well, whatever `memory` is, if it isn't 0. Source: Dai et al. 2019 (arXiv 1901.02860), and for
-    adaptation Krause et al. 2019 (arXiv 1904.08378).
+    Qwen3-Next), their states are kept as well, whatever `memory` is, if it isn't 0. Source: Dai et al. 2019 (arXiv
+    1901.02860), and for adaptation Krause et al. 2019 (arXiv 1904.08378).
 
     Args:
         segment: tokens scored (and learned from) together.
@@ -89,9 +89,8 @@ class TransformerXL(Context):
             )
 
     def __str__(self) -> str:
-        return (
-            f"TransformerXL(segment {self.segment}, memory {self.memory}{f', sinks {self.sinks}' * bool(self.sinks)})"
-        )
+        sinks = f", sinks {self.sinks}" if self.sinks else ""
+        return f"TransformerXL(segment {self.segment}, memory {self.memory}{sinks})"
 
 
 class Overlapping(Context):

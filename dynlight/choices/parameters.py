@@ -137,10 +137,8 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Adds s B A to the weight of the base layer; PEFT's layers have the same method."""
-        weight, change = (
-            self.base_layer.weight,
-            self.scale * self.lora_B["default"].weight @ self.lora_A["default"].weight,
-        )
+        weight = self.base_layer.weight
+        change = self.scale * self.lora_B["default"].weight @ self.lora_A["default"].weight
         weight.copy_(weight + (change if isinstance(self.base_layer, nn.Linear) else change.T))
 
     def forward(self, x: Tensor) -> Tensor:

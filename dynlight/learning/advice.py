@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynlight.choices.context import Overlapping, TransformerXL
 from dynlight.documents.document import Document
-from dynlight.documents.segments import Context, Cut, Segment
+from dynlight.documents.segments import Context
 from dynlight.errors import SettingError
-from dynlight.learning.weights import read, token_nats
+from dynlight.learning.trial import nats_behind
 
 _LARGE = 30_000_000  # weights, from which on more threads are worth more than they cost
 _SHORT = 256  # tokens of a segment, under which a GPU waits for the host
@@ -71,7 +70,6 @@ def _rereading(model: PreTrainedModel, context: Context) -> Iterator[str]:
     yield f"each token is read {times} times; {memory} has as much in view and reads it once"
 
 
-@torch.no_grad()
 def _missing_sinks(model: PreTrainedModel, context: Context, documents: Sequence[Document]) -> Iterator[str]:
     """The nats of a document's beginning, with and without its first tokens in memory, are compared."""
     room = context.memory or 0
@@ -79,20 +77,9 @@ def _missing_sinks(model: PreTrainedModel, context: Context, documents: Sequence
     if room == 0 or context.sinks or document is None:
         return
     sequence = torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens[: 2 * _PART]])
-    with_all, without = (_nats_behind(model, sequence, memory) for memory in (_PART, _PART - _SINKS))
+    with_all, without = (nats_behind(model, sequence, memory) for memory in (_PART, _PART - _SINKS))
     if without > _WORSE * with_all:
         yield (
             f"this model reads {without / with_all - 1:.0%} worse once the first {_SINKS} tokens of a document drop out of "
             f"memory, and learning would be credited with mending that; set context.sinks: {_SINKS}"
         )
-
-
-def _nats_behind(model: PreTrainedModel, sequence: Tensor, memory: int) -> float:
-    """Nats of the second part of a text, with so many positions of the first one in memory."""
-    context, carried, nats = TransformerXL(_PART, memory), None, torch.zeros(1, 1)
-    for start in (0, _PART):
-        inputs, targets = (sequence[start + by : start + by + _PART][None].to(model.device) for by in (0, 1))
-        segment = Segment((), Cut(0, start, start + _PART, 0), inputs, targets, scored=(), bytes=())
-        logits, carried = read(model, segment, carried, context)
-        nats = token_nats(logits, targets)
-    return float(nats.mean())

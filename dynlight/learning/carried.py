@@ -27,11 +27,6 @@ Memory = list[dict[str, Tensor]] | None
 _AXES = {"keys": 2, "values": 2, "indexer": 1}  # that of the positions
 
 
-def memory_length(memory: Memory) -> int:
-    """How many positions of keys and values a memory has."""
-    return next((layer["keys"].shape[2] for layer in memory or () if "keys" in layer), 0)
-
-
 def each_of(memory: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
     """The memory with each of its tensors changed."""
     return [{name: change(tensor) for name, tensor in layer.items()} for layer in memory] if memory else memory
@@ -48,17 +43,12 @@ def lengthened(memory: Memory, length: int) -> Memory:
     ]
 
 
-def moved(memory: Memory, device: torch.device) -> Memory:
-    """The same memory on a device."""
-    return each_of(memory, lambda tensor: tensor.to(device))
-
-
 def restored(saved: Any, device: torch.device) -> Memory:
     """A memory from a checkpoint, on a device; of earlier versions it has pairs, in which each row was a batch of one."""
     if saved and isinstance(saved[0], tuple):
         rows = [[tensor.squeeze(1) if tensor.ndim > 4 else tensor for tensor in pair] for pair in saved]
         saved = [dict(zip(("keys", "values"), pair, strict=True)) for pair in rows]
-    return moved(saved, device)
+    return each_of(saved, lambda tensor: tensor.to(device))
 
 
 def new_cache(config: PretrainedConfig, has_states: bool, memory: Memory) -> DynamicCache:

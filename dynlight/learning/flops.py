@@ -95,10 +95,8 @@ class FlopCounter:
         has_static_expert: bool = False,
     ) -> None:
         self._memory = context.memory or 0
-        self._sinks: tuple[float, float] = (
-            0,
-            0,
-        )  # FLOPs of the model and of the static one for what they read anew in front of a full memory
+        # FLOPs of the model, and of the static one, for what they read anew in front of a full memory.
+        self._sinks: tuple[float, float] = (0, 0)
         self._has_static_expert = has_static_expert
         self._count = cache(self._count_shape)
         self.failure: str | None = None

@@ -345,13 +345,13 @@ class DynamicEvaluation(LightningModule):
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
-        if self.processes.way == "sharded":
-            self._check_memory()
-            return
-        self._check_reading(Overlapping(self.context.segment, self.context.segment))
+        is_whole = self.processes.way != "sharded"
+        if is_whole:
+            self._check_reading(Overlapping(self.context.segment, self.context.segment))
         if self.context.memory:  # behind, so that each trial can fail for one reason alone
             self._check_memory()
-            self._check_reading(self.context)
+            if is_whole:
+                self._check_reading(self.context)
 
     def _check_reading(self, context: Context) -> None:
         reason = reason_against_reading(self.model, context)
@@ -359,7 +359,7 @@ class DynamicEvaluation(LightningModule):
         require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
 
     def _check_memory(self) -> None:
-        if self.context.memory and (reason := reason_against_memory(self.model)) is not None:
+        if (reason := reason_against_memory(self.model)) is not None:
             raise refused_memory(self.model.config, reason, got=type(self.context).__name__)
 
     def _advise(self) -> None:

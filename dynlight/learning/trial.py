@@ -1,6 +1,6 @@
 """Trial: does a model read each row of a batch as it reads the row alone, and with a memory as without one?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from dynlight.choices.context import Overlapping, TransformerXL, position_limit
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.rows import Batch, kinds_one_by_one
-from dynlight.learning.weights import read, read_alone
+from dynlight.learning.weights import read, read_alone, token_nats
 
 _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found out
 _PART = 16  # tokens of each part of a text that is read with a memory
@@ -24,8 +24,8 @@ def reason_against_rows(
     """Why a model cannot read rows that each have weights of their own; None: it can.
 
     Up to three rows of different weights and tokens are read together, then each alone by the model with the row's weights,
-    and gradients taken. So a model that mixes rows, that reads a weight past the module which holds it, or that asks for something no row
-    has, is found out before a run. The stacks are left changed.
+    and gradients taken. So a model that mixes rows, that reads a weight past the module which holds it, or that asks for
+    something no row has, is found out before a run. The stacks are left changed.
 
     Args:
         model: whose modules are in rows.
@@ -48,7 +48,9 @@ def reason_against_rows(
             for weight, stack in zip(weights, batch.stacks, strict=True):
                 weight.data = stack[row]
             alone.append(_logits(model, inputs[row : row + 1], context))
-        _learn_twice(model, inputs, context, batch)
+        batch.stacks[:] = [stack.detach().requires_grad_() for stack in batch.stacks]
+        with batch.of(inputs):
+            _learn_twice(lambda: _logits(model, inputs, context), batch.stacks)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises that is not made for rows
@@ -64,13 +66,12 @@ def reason_against_rows(
 
 
 @torch.enable_grad()
-def _learn_twice(model: PreTrainedModel, inputs: Tensor, context: Context, batch: Batch) -> None:
+def _learn_twice(forward: Callable[[], Tensor], weights: Sequence[Tensor]) -> None:
     """Takes gradients in two forwards, one after the other: a module that keeps something of the first fails in the second."""
-    batch.stacks[:] = [stack.detach().requires_grad_() for stack in batch.stacks]
-    for _ in range(2 if batch.stacks else 0):
-        with batch.of(inputs):
-            logits = _logits(model, inputs, context)
-        torch.autograd.grad(logits.float().logsumexp(-1).sum(), batch.stacks, allow_unused=True)
+    for _ in range(2):
+        loss = forward().float().logsumexp(-1).sum()
+        if weights:
+            torch.autograd.grad(loss, list(weights), allow_unused=True)
 
 
 def reason_against_rows_alone(
@@ -86,15 +87,30 @@ def reason_against_rows_alone(
     """
     inputs = _tokens(model, min(2, len(stacks[0])) if stacks else 1, _COLUMNS)
     try:
-        for _ in range(2):
-            nats, _ = read_alone(model, names, stacks, _segment(inputs), None, context)
-            if stacks:
-                torch.autograd.grad(nats.sum(), list(stacks), allow_unused=True)
+        _learn_twice(lambda: read_alone(model, names, stacks, _segment(inputs), None, context)[0], stacks)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises
         return f"which cannot be read so ({_first_line(error)})"
     return None
+
+
+@torch.no_grad()
+def nats_behind(model: PreTrainedModel, sequence: Tensor, memory: int) -> float:
+    """Mean nats of the second half of a text, with so many positions of the first half in memory.
+
+    Args:
+        model: that reads.
+        sequence: an even number of inputs, and behind them the last target, int64.
+        memory: positions.
+    """
+    half = len(sequence) // 2
+    context, carried, nats = TransformerXL(half, memory), None, torch.empty(0)
+    for start in (0, half):
+        inputs, targets = (sequence[start + by : start + by + half][None].to(model.device) for by in (0, 1))
+        logits, carried = read(model, _segment(inputs, start), carried, context)
+        nats = token_nats(logits, targets)
+    return nats.mean().item()
 
 
 @torch.no_grad()

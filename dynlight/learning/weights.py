@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -50,12 +51,13 @@ class Call:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        taken = inspect.signature(model.forward).parameters
-        names = ("past_key_values", "cache_params") if has_states(model.config) else ("past_key_values",)
-        caches = [name for name in names if name in taken and has_cache(model.config)]
+        taken, carries_states = inspect.signature(model.forward).parameters, has_states(model.config)
+        names = ("past_key_values", "cache_params") if carries_states else ("past_key_values",)
+        cache = next((name for name in names if name in taken), None)
         # Models without attention have no positions; what takes any arguments hands them on.
         takes_positions = "position_ids" in taken or any(each.kind == each.VAR_KEYWORD for each in taken.values())
-        return cls(next(iter(caches), None), has_states(model.config), takes_positions, "logits_to_keep" in taken)
+        cache = cache if has_cache(model.config) else None
+        return cls(cache, carries_states, takes_positions, "logits_to_keep" in taken)
 
     def settings(self, segment: Segment, context: Context) -> dict[str, Any]:
         """What a forward over a segment is called with besides the inputs and the memory.
@@ -74,13 +76,15 @@ class Call:
         return settings
 
 
-def read(model: Any, segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
-    """One forward over a segment with what the context has in view.
+def read(
+    model: Any, segment: Segment, memory: Memory, context: Context, call: Call | None = None
+) -> tuple[Tensor, Memory]:
+    """One forward over a segment with what the context has in view; `call`: how, if that is known.
 
     Returns the logits of the scored tokens [D, S, V] and the memory for the next segment. Gradients reach the keys and
     values of this segment; the memory is detached.
     """
-    call = Call.of(model)
+    call = call or Call.of(model)
     settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
     memory = _behind_sinks(model, call, segment, memory, context)
     return _forward(model, call, segment.inputs, segment.targets.shape[1], settings, memory, room)
@@ -96,7 +100,6 @@ class WithWeights:
 
     def __init__(self, model: Any, weights: Mapping[str, Tensor]) -> None:
         self.config = model.config
-        self.forward = model.forward  # of which it is asked what it takes
         self._model = model
         self._weights = dict(weights)
 
@@ -117,13 +120,12 @@ def read_alone(
         memory: of all rows.
         context: what a forward has in view.
     """
-    found: list[Tensor] = []
-    memories: list[Memory] = []
+    call, found, memories = Call.of(model), list[Tensor](), list[Memory]()
     for row in range(len(segment.inputs)):
         reader = WithWeights(model, {name: stack[row] for name, stack in zip(names, stacks, strict=True)})
-        own = slice(row, row + 1)
-        alone = segment.changed(lambda tensor, own=own: tensor[own])  # type: ignore[misc] # a default
-        logits, remembers = read(reader, alone, each_of(memory, lambda tensor, own=own: tensor[own]), context)  # type: ignore[misc]
+        own = itemgetter(slice(row, row + 1))
+        alone = segment.changed(own)
+        logits, remembers = read(reader, alone, each_of(memory, own), context, call)
         found.append(token_nats(logits, alone.targets))
         memories.append(remembers)
     return torch.cat(found), together(memories)

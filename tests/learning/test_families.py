@@ -1,11 +1,12 @@
 """Models of other families than those of `models.py`: as one obvious loop reads them, or refused by name."""
 
-import inspect
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from models import CONFIGS, VOCABULARY, tiny
+from models import CONFIGS, LLAMA, VOCABULARY, tiny
 from peft import LoraConfig, inject_adapter_in_model
 from reference import evaluate
 from running import random_tokens, run
@@ -14,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     DogeConfig,
-    DynamicCache,
     FalconH1Config,
     Gemma3Config,
     GPTJConfig,
@@ -34,18 +34,11 @@ from dynlight.choices.context import position_limit
 from dynlight.errors import SettingError
 from dynlight.learning.trial import reason_against_memory
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": None,
-}
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.families import loop  # a folder beside the tests, not installed
+
+SIZES = LLAMA | {"num_hidden_layers": 2}
 OF_POSITIONS = {  # relative ones, which their configurations tell in other words than a Llama's
     "mpt": MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
@@ -108,8 +101,8 @@ def make(config):
 def assert_as_the_loop(config, context, **how):
     found = run(make(config), TOKENS, context, update=SGD).nats
     expected = evaluate(make(config), TOKENS, 0, segment=16, make_optimizer=SGD, **how)
-    for mine, loop in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.cat(mine), torch.cat(loop), rtol=1e-4, atol=1e-4)
+    for mine, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat(its), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [*OF_POSITIONS, *OF_STATES, *CARRIED])
@@ -117,42 +110,12 @@ def test_windows_are_read_as_by_the_loop(family):
     assert_as_the_loop((OF_POSITIONS | OF_STATES | CARRIED)[family], Overlapping(16, 40), window=40)
 
 
-def nats_with_states(model, tokens):
-    """Nats of a document by a loop that learns from each segment and hands transformers' own cache on."""
-    optimizer, nats = SGD(model.parameters()), []
-    sequence, cache = torch.tensor([0, *tokens]), DynamicCache(config=model.config)
-    taken = inspect.signature(model.forward).parameters
-    settings = {"cache_params" if "cache_params" in taken else "past_key_values": cache, "use_cache": True}
-    for start in range(0, len(tokens), 16):
-        stop = min(start + 16, len(tokens))
-        if "position_ids" in taken:
-            settings["position_ids"] = torch.arange(start, stop)[None]
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():  # a forward writes over the states it began with
-            logits = model(input_ids=sequence[None, start:stop], **settings).logits[0]
-            found = torch.nn.functional.cross_entropy(logits, sequence[start + 1 : stop + 1], reduction="none")
-            optimizer.zero_grad()
-            found.mean().backward()
-        optimizer.step()
-        for layer in cache.layers:
-            for name, value in vars(layer).items():
-                if isinstance(value, dict):
-                    setattr(
-                        layer,
-                        name,
-                        {i: each.detach() if hasattr(each, "detach") else each for i, each in value.items()},
-                    )
-                elif isinstance(value, torch.Tensor):
-                    setattr(layer, name, value.detach())
-        nats.append(found.detach())
-    return torch.cat(nats)
-
-
 @pytest.mark.parametrize("family", CARRIED)
 def test_states_are_carried_as_by_the_loop(family):
     found = run(make(CARRIED[family]), TOKENS, TransformerXL(16, 128), update=SGD).nats
     for mine, tokens in zip(found, TOKENS, strict=True):
         torch.testing.assert_close(
-            torch.cat(mine), nats_with_states(make(CARRIED[family]), tokens), rtol=1e-4, atol=1e-4
+            torch.cat(mine), loop.read(make(CARRIED[family]), tokens, 16, loop.Carried(), SGD), rtol=1e-4, atol=1e-4
         )
 
 
