@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,15 @@ def folder_of(name: str) -> Path:
 
 
 def points(name: str) -> list[dict[str, Any]]:
-    """Every combination of the values of the sweep's parameters, the last parameter changing fastest."""
+    """Every combination of the values of the sweep's parameters, the last parameter changing fastest.
+
+    An experiment that has a function `is_wanted` keeps those of which it is true.
+    """
     parameters = yaml.safe_load((folder_of(name) / "sweep.yaml").read_text("utf-8"))["parameters"]
     values = [setting.get("values", [setting.get("value")]) for setting in parameters.values()]
-    return [dict(zip(parameters, combination, strict=True)) for combination in itertools.product(*values)]
+    found = [dict(zip(parameters, combination, strict=True)) for combination in itertools.product(*values)]
+    is_wanted = getattr(import_module(f"experiments.{name}.experiment"), "is_wanted", lambda point: True)
+    return [point for point in found if is_wanted(point)]
 
 
 def arguments(point: Mapping[str, Any]) -> list[str]:
@@ -128,8 +134,9 @@ def key_of(name: str, point: Mapping[str, Any], scale: Scale) -> str:
 
 def weights_of(model: str) -> str:
     """The digest of a model's weights, where they lie here."""
-    path = (ASSETS / model if model == "tiny-books" else Path(model)) / "model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    folder = ASSETS / model if model == "tiny-books" else Path(model)
+    path = next((path for path in [folder / "model.safetensors", *folder.glob("*.gguf")] if path.exists()), None)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
 
 def digest(described: Any) -> str:
