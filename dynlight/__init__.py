@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynlight.choices.context import Overlapping, TransformerXL
+    from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
     from dynlight.choices.mixture import Mixture
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 # Each public name and its module; imported when asked for, so that what needs no torch (the report) starts at once.
 _MODULES = {
     "All": "choices.parameters",
+    "Clip": "choices.gradient",
+    "Compressed": "choices.gradient",
     "Context": "documents.segments",
     "Document": "documents.document",
     "DocumentProgress": "recording.progress",
     "DocumentStream": "learning.stream",
     "DynamicEvaluation": "learning.module",
     "FlopsLogger": "recording.series",
+    "Gradient": "choices.gradient",
     "GradientStatistics": "choices.update",
     "LoRA": "choices.parameters",
     "Matching": "choices.parameters",
@@ -43,6 +47,7 @@ _MODULES = {
     "Records": "recording.records",
     "ResetWeights": "choices.reset",
     "SettingError": "errors",
+    "Sparse": "choices.gradient",
     "TransformerXL": "choices.context",
     "UpdateFrequency": "choices.schedule",
 }

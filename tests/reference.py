@@ -21,10 +21,14 @@ def evaluate(
     passes: int = 1,
     reset: bool = True,
     clip: float | None = None,
+    make_change: Callable[[], Callable[[list[Tensor]], None]] = lambda: lambda gradients: None,
     prefixes: bool = False,
     sinks: int = 0,
 ) -> list[list[Tensor]]:
-    """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept."""
+    """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept.
+
+    `make_change` makes what changes a document's gradients in place, before each update.
+    """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     unlearned = [parameter.detach().clone() for parameter in learned]
     optimizer = make_optimizer(learned) if make_optimizer else None
@@ -35,6 +39,7 @@ def evaluate(
                 for parameter, initial in zip(learned, unlearned, strict=True):
                     parameter.copy_(initial)
             optimizer = make_optimizer(learned)
+        change = make_change()
         sequence = torch.tensor([prefix, *tokens])
         results.append([])
         keys_and_values: list[tuple[Tensor, Tensor]] = []
@@ -59,6 +64,7 @@ def evaluate(
                 nats.mean().backward()
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(learned, clip)
+                change([parameter.grad for parameter in learned])
                 optimizer.step()
             if memory is not None:
                 keys_and_values = [

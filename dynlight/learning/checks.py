@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
+from dynlight.choices.gradient import Gradient, Sparse
 from dynlight.choices.parameters import blocks_of
 from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
 from dynlight.errors import SettingError, require
@@ -16,7 +17,13 @@ from dynlight.learning.statistics import check_statistics
 
 
 def check_run(
-    trainer: Trainer, model: nn.Module, rules: Sequence[Update], is_mixed: bool, carries_over: bool, together: int | str
+    trainer: Trainer,
+    model: nn.Module,
+    rules: Sequence[Update],
+    gradient: Sequence[Gradient],
+    is_mixed: bool,
+    carries_over: bool,
+    together: int | str,
 ) -> None:
     """Raises SettingError where a Trainer cannot run these choices, or not with so many documents together.
 
@@ -24,6 +31,7 @@ def check_run(
         trainer: of the run.
         model: with `requires_grad` on the weights that learn, which may lie on torch's `meta` device.
         rules: those that learn from each document.
+        gradient: what becomes of the gradient before the update.
         is_mixed: whether a mixture predicts.
         carries_over: whether what is learned from one document is carried on to the next.
         together: how many documents adapt at once; `auto`: as many as fit, but one where they can't adapt together.
@@ -32,11 +40,12 @@ def check_run(
     stacked = f"where data.together is {documents}" if documents > 1 else "in a mixture" if is_mixed else None
     check_processes(trainer, carries_over, bool(rules), is_mixed)
     if way_of(trainer.strategy) == "sharded":
-        check_sharded(model, rules, is_mixed, together)
+        check_sharded(model, rules, gradient, is_mixed, together)
     check_precision(trainer.precision)
     check_types(model, trainer.precision)
     check_together(documents, carries_over)
     check_rules(rules, model, stacked)
+    check_gradient(gradient if rules else (), model)
 
 
 def check_precision(precision: str | int | None) -> None:
@@ -84,6 +93,13 @@ def check_rules(rules: Sequence[Update], model: nn.Module, stacked: str | None) 
         optimizer = new_optimizer(rule, learned, stacked)
         if isinstance(optimizer, NeedsStatistics):
             check_statistics(optimizer.statistics, model)
+
+
+def check_gradient(gradient: Sequence[Gradient], model: nn.Module) -> None:
+    """Raises SettingError where a change of the gradient needs statistics that nobody can take."""
+    for change in gradient:
+        if isinstance(change, Sparse) and change.statistics is not None:
+            check_statistics(change.statistics, model, "gradient.statistics")
 
 
 def check_processes(trainer: Trainer, carries_over: bool, learns: bool, is_mixed: bool) -> None:
@@ -143,7 +159,9 @@ def _check_hook(strategy: Any) -> None:
         )
 
 
-def check_sharded(model: nn.Module, rules: Sequence[Update], is_mixed: bool, together: int | str) -> None:
+def check_sharded(
+    model: nn.Module, rules: Sequence[Update], gradient: Sequence[Gradient], is_mixed: bool, together: int | str
+) -> None:
     """Raises SettingError where these choices need whole weights on one device."""
     require(
         together == 1,
@@ -157,6 +175,13 @@ def check_sharded(model: nn.Module, rules: Sequence[Update], is_mixed: bool, tog
         "be document_parallel or auto with rates or a mixture",
         got="model_parallel, which keeps one set of weights",
     )
+    for change in gradient:
+        require(
+            not change.needs_whole_weights,
+            "gradient",
+            "be Clip alone with trainer.strategy model_parallel, where no weight is whole",
+            got=type(change).__name__,
+        )
     for rule in rules:
         optimizer = new_optimizer(rule, [each for each in model.parameters() if each.requires_grad])
         if isinstance(optimizer, NeedsStatistics) or not is_elementwise(rule):

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynlight.choices.context import Overlapping, refused_memory
+from dynlight.choices.gradient import Clip, Gradient
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
@@ -71,7 +72,8 @@ class DynamicEvaluation(LightningModule):
         schedule: when to learn (default: from every segment).
         reset: when to forget (default: at each document).
         reference: `static` scores the same windows with the initial weights too; None saves the cost.
-        clip: the largest gradient norm of a document; None: no bound.
+        clip: the largest gradient norm of a document; None: no bound. The same as `Clip` in front of `gradient`.
+        gradient: what becomes of the gradient before the update, change by change (default: nothing).
         rates: learning rates in place of the update's own; every document is learned from at each, separately.
         mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` is
             given, because the best single rate is known only afterwards; otherwise no mixture.
@@ -96,6 +98,7 @@ class DynamicEvaluation(LightningModule):
         reset: ResetWeights | None = None,
         reference: Literal["static"] | None = "static",
         clip: float | None = None,
+        gradient: Sequence[Gradient] | None = None,
         rates: Sequence[float] | None = None,
         mixture: Mixture | None = None,
         on_failure: Literal["stop", "static"] = "stop",
@@ -118,7 +121,7 @@ class DynamicEvaluation(LightningModule):
         self.schedule = schedule or UpdateFrequency()
         self.reset_weights = reset or ResetWeights()
         self.reference = reference
-        self.clip = clip
+        self.gradient = [*([Clip(clip)] if clip is not None else []), *(gradient or [])]
         self.mixture = Mixture() if mixture is None and rates is not None else mixture
         width = model.get_input_embeddings().weight.shape[-1]
         usual = partial(usual_rates, width=width, adapters=self.learnable.are_adapters)
@@ -231,8 +234,7 @@ class DynamicEvaluation(LightningModule):
 
     def _gradients_of(self, loss: Tensor) -> Later:
         self.manual_backward(loss)
-        if self.clip is not None:
-            self.weights.clip(self.clip)
+        self.weights.change_gradients(self.gradient)
         return self.fetch.later(self.weights.finite())
 
     def _update(self, finite: Later) -> list[bool]:
@@ -280,7 +282,7 @@ class DynamicEvaluation(LightningModule):
     def protocol(self) -> str:
         """The choices in one line: what a number of this run means."""
         chosen = self.context, self.learnable, self.experts, self.schedule, self.reset_weights
-        return protocol(*chosen, mixture=self.mixture, clip=self.clip)
+        return protocol(*chosen, mixture=self.mixture, gradient=self.gradient)
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
@@ -330,18 +332,19 @@ class DynamicEvaluation(LightningModule):
         else:
             kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
             self.weights = kind(self.model, self.context, self.compile_mode)
+        self.weights.keep_errors(self.gradient)
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
         statistics_of = partial(load_or_collect, model=self.model, tokenizer=self.tokenizer, context=self.context)
-        self.optimizers_of_rules = make_optimizers(self.rules, self.weights, statistics_of)
+        self.optimizers_of_rules = make_optimizers(self.rules, self.weights, self.gradient, statistics_of)
         self._initial_optimizer_states = [copy.deepcopy(each.state_dict()) for each in self.optimizers_of_rules]
         return self.optimizers_of_rules
 
     def check(self, trainer: Trainer, together: int | Literal["auto"] = 1) -> None:
         """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
         is_mixed, carries_over = self.mixture is not None, self.reset_weights.carries_over
-        check_run(trainer, self.model, self.rules, is_mixed, carries_over, together)
+        check_run(trainer, self.model, self.rules, self.gradient, is_mixed, carries_over, together)
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""

@@ -5,32 +5,43 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch.optim import Adagrad, Optimizer
 
+from dynlight.choices.gradient import Gradient, Sparse
 from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer
 from dynlight.learning.weights import Weights
 
 
 def make_optimizers(
-    rules: Sequence[Update], weights: Weights, statistics_of: Callable[[GradientStatistics], list[Tensor]]
+    rules: Sequence[Update],
+    weights: Weights,
+    gradient: Sequence[Gradient],
+    statistics_of: Callable[[GradientStatistics], list[Tensor]],
 ) -> list[Optimizer]:
-    """The optimizer of each rule, ready to update its weights.
+    """The optimizer of each rule, ready to update its weights; the changes of the gradient are made ready too.
 
     Args:
         rules: those that learn from each document.
         weights: those that the rules change.
-        statistics_of: MS of each learned weight, for a rule that needs to know it.
+        gradient: what becomes of the gradient before.
+        statistics_of: MS of each learned weight, for what needs to know it.
 
     Raises:
         SettingError: if a rule cannot learn from one gradient an update, or refuses these weights.
     """
     by_corpus: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
+
+    def known(statistics: GradientStatistics) -> list[Tensor]:
+        if (corpus := repr(statistics)) not in by_corpus:
+            by_corpus[corpus] = statistics_of(statistics)
+        return by_corpus[corpus]
+
+    for change in gradient:
+        if isinstance(change, Sparse) and change.statistics is not None:
+            change.use_statistics(known(change.statistics))
     optimizers = []
     for rule, learned in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
         optimizer = new_optimizer(rule, learned)
         if isinstance(optimizer, NeedsStatistics):
-            corpus = repr(optimizer.statistics)
-            if corpus not in by_corpus:
-                by_corpus[corpus] = statistics_of(optimizer.statistics)
-            optimizer.use_statistics(by_corpus[corpus], weights.initial)
+            optimizer.use_statistics(known(optimizer.statistics), weights.initial)
         for group in optimizer.param_groups:
             # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
             if "fused" in group and group["fused"] is None and not group.get("foreach"):

@@ -39,11 +39,11 @@ def protocol(
     schedule: Any,
     reset: Any,
     mixture: Any = None,
-    clip: float | None = None,
+    gradient: Sequence[Any] = (),
 ) -> str:
     """The choices in one line: what a number of this run means."""
     learning = [expert.name for expert in experts if expert.rule is not None]
     by = " and ".join(learning) or "nothing (static)"
-    by += f" clipped to {clip:g}" if clip is not None and learning else ""
+    by += f" {', '.join(map(str, gradient))}" if gradient and learning else ""
     mixed = f"{mixture} · " if mixture is not None else ""
     return f"context {context} · learns {parameters} · by {by} · {mixed}schedule {schedule} · reset {reset}"

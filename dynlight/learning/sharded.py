@@ -49,10 +49,12 @@ class Sharded(InPlace):
         self.of_rules = [self.learned]
         self.initial = [_shard(initial) for initial in self.initial]
 
-    def clip(self, norm: float) -> None:
-        gradients = self._gradients()
-        squares = _over_all(torch.stack([gradient.square().sum() for gradient in gradients]).sum())
-        torch._foreach_mul_(gradients, (norm / (squares.sqrt() + 1e-6)).clamp(max=1.0))
+    def gradients(self) -> dict[int, Tensor]:
+        self._gradients()
+        return super().gradients()
+
+    def norms(self) -> Tensor:
+        return _over_all(torch.stack([gradient.square().sum() for gradient in self._gradients()]).sum()).sqrt()[None]
 
     def finite(self) -> Tensor:
         sums = [gradient.sum() for gradient in self._gradients()]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from dynlight.choices.gradient import Gradient
 from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.errors import require
 from dynlight.learning.carried import Memory, each_of, restored
@@ -42,6 +43,7 @@ class Stacked(Weights):
         learnable = [weight for weight in model.parameters() if weight.requires_grad]
         self.initial = [weight.detach() for weight in learnable]
         self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
+        self._error_storage: list[list[Tensor]] = []  # of `errors`
         self.learned = [_leaf(storage) for storage in self._storage]
         self.of_rules = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(rules)]
         self.owners: list[tuple[int, int]] = []  # of each row, its rule and its document's place in the wave
@@ -97,12 +99,22 @@ class Stacked(Weights):
             self._switch_adapters(True)
         return nats
 
-    def clip(self, norm: float) -> None:
-        gradients = [weight.grad for weight in self.learned if weight.grad is not None]
-        squares = torch.stack([gradient.flatten(1).pow(2).sum(dim=1) for gradient in gradients])
-        scale = (norm / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+    def gradients(self) -> dict[int, Tensor]:
+        return {place: stack.grad for place, stack in enumerate(self.learned) if stack.grad is not None}
+
+    def norms(self) -> Tensor:
+        squares = [gradient.flatten(1).pow(2).sum(dim=1) for gradient in self.gradients().values()]
+        return torch.stack(squares).sum(dim=0).sqrt()
+
+    def change_gradients(self, changes: Sequence[Gradient]) -> None:
+        if self.owners:
+            super().change_gradients(changes)
+
+    def keep_errors(self, changes: Sequence[Gradient]) -> None:
+        self._error_storage = [
+            [torch.zeros_like(storage) for storage in self._storage * change.keeps_errors] for change in changes
+        ]
+        self._bind()
 
     def finite(self) -> Tensor:
         sums = [stack.grad.flatten(1).sum(dim=1) for stack in self.learned if stack.grad is not None]
@@ -125,6 +137,8 @@ class Stacked(Weights):
         rows = documents * len(self.of_rules)
         for storage, initial in zip(self._storage, self.initial, strict=True):
             storage[:rows].copy_(initial)
+        for error in chain(*self._error_storage):
+            error.zero_()
         self._running = documents
         self.owners = [(rule, document) for rule in range(len(self.of_rules)) for document in range(documents)]
         self._bind()
@@ -141,6 +155,7 @@ class Stacked(Weights):
     def progress_state(self) -> dict[str, Any]:
         return {
             "learned": [weight.data for weight in self.learned],
+            "errors": self.errors,
             "memory": self.memory,
             "static_memory": self.static_memory,
             "owners": self.owners,
@@ -150,6 +165,8 @@ class Stacked(Weights):
     @torch.no_grad()
     def load_progress_state(self, state: dict[str, Any]) -> None:
         for storage, saved in zip(self._storage, state["learned"], strict=True):
+            storage[: len(saved)].copy_(saved)
+        for storage, saved in zip(chain(*self._error_storage), chain(*state.get("errors", ())), strict=True):
             storage[: len(saved)].copy_(saved)
         self.memory, self.static_memory = (
             restored(state[name], self.model.device) for name in ("memory", "static_memory")
@@ -161,6 +178,7 @@ class Stacked(Weights):
         """Lets the storage's first rows be the learned weights, and points each rule's weights at its own."""
         # New leaves, as autograd keeps the shape of one.
         self.learned[:] = [_leaf(storage[: len(self.owners)]) for storage in self._storage]
+        self.errors = [[storage[: len(self.owners)] for storage in storages] for storages in self._error_storage]
         documents = [document for _, document in self.owners]
         self._documents = torch.tensor(documents, dtype=torch.int64, device=self.model.device)
         counts = Counter(rule for rule, _ in self.owners)
@@ -180,7 +198,9 @@ class Stacked(Weights):
                 optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
         index = as_index(keep)
         if isinstance(index, Tensor) or index.start > 0:
-            for storage in self._storage:  # to its start, so that no second storage is taken up
+            for storage in chain(
+                self._storage, *self._error_storage
+            ):  # to its start, so that no second storage is taken up
                 storage[: len(keep)] = storage[index].clone()
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]

@@ -20,20 +20,20 @@ from dynlight.learning.stream import DocumentStream
 from dynlight.learning.weights import read, token_nats
 
 
-def check_statistics(settings: GradientStatistics, model: nn.Module) -> None:
+def check_statistics(settings: GradientStatistics, model: nn.Module, setting: str = "update.statistics") -> None:
     """Raises SettingError where there are neither statistics of this model nor settings to collect them by."""
-    require_at_least("update.statistics.segments", 1, settings.segments)
+    require_at_least(f"{setting}.segments", 1, settings.segments)
     if settings.file is not None and Path(settings.file).exists():
-        _check_file(settings.file, _learned(model))
+        _check_file(settings.file, _learned(model), setting)
     elif settings.data is None:
         file = f"{settings.file}, which is not there" if settings.file else "null"
         raise SettingError(
-            "update.statistics.data",
-            f"name a corpus to collect gradient statistics from where update.statistics.file is {file}",
+            f"{setting}.data",
+            f"name a corpus to collect gradient statistics from where {setting}.file is {file}",
             got="null",
         )
     else:
-        _stream(settings)
+        _stream(settings, setting)
 
 
 def load_or_collect(
@@ -83,31 +83,29 @@ def _collect(model: PreTrainedModel, documents: Sequence[Document], context: Con
     return [(total / count).sqrt_() for total in sums]
 
 
-def _stream(settings: GradientStatistics) -> DocumentStream:
+def _stream(settings: GradientStatistics, setting: str = "update.statistics") -> DocumentStream:
     try:
         return DocumentStream(**(settings.data or {}))
     except TypeError as error:
         reason = str(error).partition("() ")[2]
-        raise SettingError(
-            "update.statistics.data", "hold settings as data does", got=f"{settings.data}: {reason}"
-        ) from error
+        raise SettingError(f"{setting}.data", "hold settings as data does", got=f"{settings.data}: {reason}") from error
     except SettingError as error:
-        raise error.under("update.statistics") from error
+        raise error.under(setting) from error
 
 
 def _learned(model: nn.Module) -> dict[str, Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _check_file(file: str, learned: dict[str, Parameter]) -> None:
+def _check_file(file: str, learned: dict[str, Parameter], setting: str) -> None:
     try:
         with safe_open(file, "pt") as saved:
             shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise SettingError("update.statistics.file", "be gradient statistics", got=f"{file} ({error})") from error
+        raise SettingError(f"{setting}.file", "be gradient statistics", got=f"{file} ({error})") from error
     if shapes != {name: list(weight.shape) for name, weight in learned.items()}:
         raise SettingError(
-            "update.statistics.file",
+            f"{setting}.file",
             f"hold the statistics of the {len(learned)} learned weights of this model",
             got=f"{file} with others",
             advice="delete it to collect them anew",

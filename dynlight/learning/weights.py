@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from dynlight.choices.context import has_cache, has_states
+from dynlight.choices.gradient import Gradient, RowGradients
 from dynlight.choices.parameters import adapters_of
 from dynlight.documents.segments import NOT_SCORED, Context, Cut, Segment
 from dynlight.learning.carried import Memory, behind, each_of, new_cache, remembered, restored, together
@@ -225,6 +227,8 @@ class Weights(ABC):
     learned: list[Any]  # the tensors by which gradients are taken
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
+    # Of each change of the gradient what it has left out so far, of each learned weight; none where it keeps no errors.
+    errors: list[list[Tensor]]  # [R, *shape]
 
     def __init__(self, model: PreTrainedModel, context: Context, compile: bool | str = False) -> None:
         self.model = model
@@ -232,6 +236,7 @@ class Weights(ABC):
         self._nats_of = nats_function(model, compile)
         self.memory: Memory = None
         self.static_memory: Memory = None
+        self.errors = []
         self._adapters = adapters_of(model)
         self._sums: Later | None = None  # of the bits of the present weights; None: not taken since they changed
 
@@ -265,8 +270,22 @@ class Weights(ABC):
         """Mean nats [R] over the tokens that each row scores in a segment."""
 
     @abstractmethod
-    def clip(self, norm: float) -> None:
-        """Scales each row's gradient g to at most `norm`: g ← g · min(1, norm / ‖g‖₂)."""
+    def gradients(self) -> dict[int, Tensor]:
+        """The rows' gradients [R, *shape], in place, by the weight's place in `learned`, of those that have one."""
+
+    @abstractmethod
+    def norms(self) -> Tensor:
+        """The norm of each row's gradient over all weights, ‖g‖₂, [R]."""
+
+    @torch.no_grad()
+    def change_gradients(self, changes: Sequence[Gradient]) -> None:
+        """Makes each of these changes of the rows' gradients, in their order."""
+        for change, errors in zip(changes, self.errors, strict=True):
+            change.change(RowGradients(self.gradients(), self.norms, errors))
+
+    @abstractmethod
+    def keep_errors(self, changes: Sequence[Gradient]) -> None:
+        """Makes room for what each of these changes of the gradient will leave out."""
 
     @abstractmethod
     def finite(self) -> Tensor:
@@ -340,8 +359,15 @@ class InPlace(Weights):
     def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
         return nats.mean(dim=1)
 
-    def clip(self, norm: float) -> None:
-        torch.nn.utils.clip_grad_norm_(self.learned, norm)
+    def gradients(self) -> dict[int, Tensor]:
+        return {place: weight.grad[None] for place, weight in enumerate(self.learned) if weight.grad is not None}
+
+    def norms(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([weight.grad for weight in self.learned if weight.grad is not None])[None]
+
+    def keep_errors(self, changes: Sequence[Gradient]) -> None:
+        kept = [self.learned if change.keeps_errors else [] for change in changes]
+        self.errors = [[torch.zeros_like(weight.detach())[None] for weight in weights] for weights in kept]
 
     def finite(self) -> Tensor:
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
@@ -357,6 +383,8 @@ class InPlace(Weights):
     def reset(self, documents: int = 1) -> None:
         if self.learned:
             torch._foreach_copy_(self.learned, self.initial)
+        for error in chain(*self.errors):
+            error.zero_()
 
     def digests(self, documents: int, fetch: Fetch) -> WeightDigests:
         # To avoid a second pass over all weights, the digest is taken again only if torch's count of changes to a tensor
@@ -372,12 +400,15 @@ class InPlace(Weights):
         return torch.cat(sums) if sums else torch.empty(0, dtype=torch.int64, device=self.model.device)
 
     def progress_state(self) -> dict[str, Any]:
-        return {"learned": self.learned, "memory": self.memory, "static_memory": self.static_memory}
+        memories = {"memory": self.memory, "static_memory": self.static_memory}
+        return {"learned": self.learned, "errors": self.errors, **memories}
 
     @torch.no_grad()
     def load_progress_state(self, state: dict[str, Any]) -> None:
         for weight, saved in zip(self.learned, state["learned"], strict=True):
             weight.copy_(saved)
+        for error, saved in zip(chain(*self.errors), chain(*state.get("errors", ())), strict=True):
+            error.copy_(saved)
         self.memory, self.static_memory = (
             restored(state[name], self.model.device) for name in ("memory", "static_memory")
         )

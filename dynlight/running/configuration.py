@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
 from dynlight.choices import context  # noqa: F401 - its classes, which a YAML names without their module
+from dynlight.choices.gradient import Gradient
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.parameters import Parameters
 from dynlight.choices.reset import ResetWeights
@@ -38,6 +39,7 @@ CHOICES = (
     "reset",
     "reference",
     "clip",
+    "gradient",
     "rates",
     "mixture",
     "on_failure",
@@ -71,6 +73,7 @@ def parser() -> ArgumentParser:
     settings.add_class_arguments(ResetWeights, "reset")
     settings.add_argument("--reference", type=Literal["static"] | None, default="static")
     settings.add_argument("--clip", type=float | None, default=None)
+    settings.add_argument("--gradient", type=list[Gradient] | None, default=None)
     settings.add_argument("--rates", type=list[float] | None, default=None)
     settings.add_argument("--mixture", type=Mixture | None, default=None)
     others = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS

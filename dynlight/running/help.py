@@ -32,7 +32,8 @@ around them
                     documents, max_tokens, together, streaming
   reference         static: the initial weights score the same windows; null:
                     they do not, which saves the cost
-  clip              the largest gradient norm of a document; null: no bound
+  clip              the largest gradient norm of a document; null: no bound;
+                    short for a Clip in front of gradient
   rates             learning rates that each learn from every document
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy (several: document_parallel; a model larger than
@@ -53,6 +54,7 @@ def help_text() -> str:
         "context": f"what is scored next, with what in view: {', '.join(subclasses('context', 'Context'))}",
         "parameters": f"which weights may learn: {', '.join(subclasses('parameters', 'Parameters'))}",
         "update": f"how they change: {rules}; null: nothing is learned (with a mixture: by rules of its own)",
+        "gradient": f"what becomes of the gradient before, a list: {', '.join(subclasses('gradient', 'Gradient'))}",
         "schedule": "when: every, passes",
         "reset": "when it is forgotten: every (document or never)",
         "mixture": "how several rates predict together: switching; {}: no rate is needed",

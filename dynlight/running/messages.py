@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 from torch.optim import Optimizer
 
+from dynlight.choices.gradient import Gradient
 from dynlight.choices.known import known_subclasses
 from dynlight.choices.parameters import Parameters
 from dynlight.documents.segments import Context
@@ -30,7 +31,8 @@ _TYPES = {
     "NoneType": "null",
 }
 # Sections that name a class.
-_CLASSES = ("context", "parameters", "update", "trainer.logger")
+_BASES: dict[str, type] = {"context": Context, "parameters": Parameters, "gradient": Gradient}
+_CLASSES = (*_BASES, "update", "trainer.logger")
 # What a few settings may be besides their type.
 _EXPECTED = {
     "model.compile": "true, false or reduce-overhead",
@@ -83,7 +85,7 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         return _flat(message)
     expected, *rest = re.split(r"(?:Got|Given) value: ", cause, maxsplit=1)
     got = rest[0].split("\n")[0].split(". Got value: ")[0] if rest else "something else"
-    if setting in _CLASSES:
+    if setting in _CLASSES and not (setting == "gradient" and got.startswith("{")):  # which is a list of classes
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
         name = named[1] if named else _flat(got)
         return f"{setting}.class_path must be {_classes_of(setting)}, got {name}{_why_not_imported(name)}"
@@ -112,7 +114,7 @@ def _classes_of(section: str) -> str:
     if section == "update":
         own = [rule.__name__ for rule in known_subclasses(Optimizer)]
         return ", ".join(["a class of torch.optim", *own, "or null"])
-    names = [kind.__name__ for kind in known_subclasses(Context if section == "context" else Parameters)]
+    names = [kind.__name__ for kind in known_subclasses(_BASES[section])]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from models import WITH_MEMORY, tiny
-from running import random_tokens, run
+from running import as_ours, random_tokens, run
 
 from dynlight import All, LoRA, Matching, Overlapping, ResetWeights, TransformerXL, UpdateFrequency
 
@@ -37,17 +37,6 @@ SCHEDULES = {
     "3 passes": (UpdateFrequency(passes=3), {"passes": 3}),
 }
 RESETS = {"document": (ResetWeights(), {"reset": True}), "never": (ResetWeights("never"), {"reset": False})}
-
-
-def as_ours(update, learned):
-    """The optimizer as dynlight makes it: with torch's fused kernel where there is one."""
-    optimizer = update(learned)
-    for group in optimizer.param_groups:
-        if "fused" in group:
-            group["fused"] = True
-        elif "foreach" in group:
-            group["foreach"] = True
-    return optimizer
 
 
 def check(architecture, context, parameters, update, schedule, reset, clip=None):

@@ -96,6 +96,15 @@ CHOICES = {
         "clip": 0.5,
     },
     "static": {"update": None, "data.together": 2},
+    "compressed": {
+        "gradient": [{"class_path": "Compressed", "init_args": {"share": 0.1}}],
+        "data.together": 3,
+    },
+    "compressed, one at a time": {
+        "gradient": [{"class_path": "Compressed", "init_args": {"bits": 2}}],
+        "update": {"class_path": "SGD", "init_args": {"lr": 0.02, "momentum": 0.9}},
+        "reset": {"every": "never"},
+    },
     "mixture": {
         "update": {"class_path": "AdamW", "init_args": {}},
         "rates": [0.001, 0.01],

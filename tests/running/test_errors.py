@@ -185,6 +185,23 @@ KNOWN_BEFORE_LOADING = {
     ),
     "clip of nothing": (at("clip", 0), "clip must be above 0, got 0.0; choose null for no bound"),
     "negative clip": (at("clip", -1.0), "clip must be above 0, got -1.0; choose null for no bound"),
+    "gradient of nothing": (
+        at("gradient", [{"class_path": "Sparse", "init_args": {"share": 0}}]),
+        "gradient.share must be above 0 and at most 1, got 0.0",
+    ),
+    "unknown change of the gradient": (
+        at("gradient", [{"class_path": "Rotated"}]),
+        "gradient.class_path must be Clip, Sparse or Compressed, got Rotated",
+    ),
+    "one change of the gradient": (
+        at("gradient", {"class_path": "Sparse", "init_args": {"share": 0.1}}),
+        "gradient must be a list or null, got {'class_path': 'Sparse', 'init_args': {'share': 0.1}}",
+    ),  # fmt: skip
+    "statistics of nothing": (
+        at("gradient", [{"class_path": "Sparse", "init_args": {"share": 0.1, "by": "fisher"}}]),
+        "gradient.statistics.data must name a corpus to collect gradient statistics from where "
+        "gradient.statistics.file is null, got null",
+    ),
     "period of nothing": (
         at("schedule.every", 0),
         "schedule.every must be at least 1, got 0; choose never to learn nothing",

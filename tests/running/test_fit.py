@@ -197,9 +197,15 @@ def test_every_shipped_configuration_parses_by_the_command_in_its_first_line(fil
             "reference": None,
             "clip": 0.5,
         },
+        {
+            "gradient": [
+                {"class_path": "Sparse", "init_args": {"share": 0.2}},
+                {"class_path": "Compressed", "init_args": {"bits": 4}},
+            ]
+        },
         {"update": None},
     ],
-    ids=["all", "lora", "matching", "static"],
+    ids=["all", "lora", "matching", "gradient", "static"],
 )
 def test_the_configuration_that_a_run_leaves_gives_the_same_numbers_again(run, tmp_path, choices):
     assert run(choices)[0] == 0
