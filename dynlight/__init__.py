@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dynlight.choices.context import Overlapping, TransformerXL
     from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
     from dynlight.choices.mixture import Mixture
+    from dynlight.choices.objective import NextToken, Objective, Surprising
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
@@ -39,6 +40,8 @@ _MODULES = {
     "LoRA": "choices.parameters",
     "Matching": "choices.parameters",
     "Mixture": "choices.mixture",
+    "NextToken": "choices.objective",
+    "Objective": "choices.objective",
     "Overlapping": "choices.context",
     "Parameters": "choices.parameters",
     "PowerSGD": "learning.processes.gradients",
@@ -48,6 +51,7 @@ _MODULES = {
     "ResetWeights": "choices.reset",
     "SettingError": "errors",
     "Sparse": "choices.gradient",
+    "Surprising": "choices.objective",
     "TransformerXL": "choices.context",
     "UpdateFrequency": "choices.schedule",
 }

@@ -22,12 +22,14 @@ def evaluate(
     reset: bool = True,
     clip: float | None = None,
     make_change: Callable[[], Callable[[list[Tensor]], None]] = lambda: lambda gradients: None,
+    make_loss: Callable[[], Callable[[Tensor, bool], Tensor | None]] = lambda: lambda nats, is_due: nats.mean(),
     prefixes: bool = False,
     sinks: int = 0,
 ) -> list[list[Tensor]]:
     """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept.
 
-    `make_change` makes what changes a document's gradients in place, before each update.
+    `make_change` makes what changes a document's gradients in place, before each update; `make_loss` makes what gives the
+    loss of a document's segments, None where there is no update (it is asked about those, too, in which none is due).
     """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     unlearned = [parameter.detach().clone() for parameter in learned]
@@ -39,7 +41,7 @@ def evaluate(
                 for parameter, initial in zip(learned, unlearned, strict=True):
                     parameter.copy_(initial)
             optimizer = make_optimizer(learned)
-        change = make_change()
+        change, loss_of = make_change(), make_loss()
         sequence = torch.tensor([prefix, *tokens])
         results.append([])
         keys_and_values: list[tuple[Tensor, Tensor]] = []
@@ -53,7 +55,8 @@ def evaluate(
                     behind = keys_behind_sinks(model, sequence[:sinks], start, memory, keys_and_values)
                     nats, cache = nats_with_memory(model, sequence, start, stop, behind)
             results[-1].append(nats.detach())
-            for repeat in range(passes if learn else 0):
+            loss = loss_of(nats, learn)
+            for repeat in range(passes if learn and loss is not None else 0):
                 if repeat > 0 and window is not None:
                     nats = nats_in_window(model, sequence, start, stop, window, prefixes)
                 elif repeat > 0:
@@ -61,7 +64,7 @@ def evaluate(
                     nats, _ = nats_with_memory(model, sequence, start, stop, behind)
                 for parameter in learned:
                     parameter.grad = None
-                nats.mean().backward()
+                (loss if repeat == 0 else loss_of(nats, learn)).backward()
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(learned, clip)
                 change([parameter.grad for parameter in learned])

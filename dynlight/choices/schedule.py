@@ -1,5 +1,6 @@
 """Schedule: when the model learns. A new schedule is a pure rule behind one callback."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 
 from dynlight.choices.learner import Learner
 from dynlight.documents.segments import Segment
-from dynlight.errors import SettingError
+from dynlight.errors import SettingError, require
 
 Every = int | dict[int, int] | Literal["never"]
 
@@ -34,12 +35,17 @@ class UpdateFrequency(Callback):
     Args:
         every: the period k in segments; `{0: 1, 64: 4}` changes it at a segment index; `never` learns nothing.
         passes: updates made from one segment, which is scored once, before the first of them.
+        above: learns from those segments alone whose mean nats per token, as the learning weights scored them, are above
+            this; None: from any.
+        above_mean: likewise, above so many times the mean of the document before the segment; the first is learned from.
 
     Raises:
-        SettingError: if a period or `passes` is under 1, or no period is given for segment 0.
+        SettingError: if a period or `passes` is under 1, no period is given for segment 0, or a bound is no number.
     """
 
-    def __init__(self, every: Every = 1, passes: int = 1) -> None:
+    def __init__(
+        self, every: Every = 1, passes: int = 1, above: float | None = None, above_mean: float | None = None
+    ) -> None:
         if every is None:  # which the parser lets pass
             raise SettingError("schedule.every", "be at least 1", got="null", advice="choose never to learn nothing")
         periods = every if isinstance(every, Mapping) else {0: 1 if every == "never" else every}
@@ -54,8 +60,27 @@ class UpdateFrequency(Callback):
                 )
         if passes < 1:
             raise SettingError("schedule.passes", "be at least 1", got=passes)
+        for name, bound in (("above", above), ("above_mean", above_mean)):
+            is_number = bound is None or not math.isnan(bound)
+            require(is_number, f"schedule.{name}", "be a number", got=bound, advice="choose null for no bound")
         self.every = every
         self.passes = passes
+        self.above = above
+        self.above_mean = above_mean
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether what is learned from depends on what was scored."""
+        return self.above is not None or self.above_mean is not None
+
+    def is_surprised(self, nats_per_token: float, before: float | None) -> bool:
+        """Whether a segment is learned from that scored so many nats per token, behind a document that scored `before`.
+
+        >>> [UpdateFrequency(above_mean=1.1).is_surprised(nats, before) for nats, before in ((3, None), (3, 2), (2, 2))]
+        [True, True, False]
+        """
+        bounds = self.above, None if before is None or self.above_mean is None else self.above_mean * before
+        return all(nats_per_token > bound for bound in bounds if bound is not None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, batch: Segment, batch_idx: int) -> None:
         pl_module.updates_due = self.passes if due(batch.cut.index, self.every) else 0
@@ -63,4 +88,7 @@ class UpdateFrequency(Callback):
     def __str__(self) -> str:
         if self.every == "never":
             return "never"
-        return f"every {self.every}" + (f" in {self.passes} passes" if self.passes > 1 else "")
+        passes = f" in {self.passes} passes" if self.passes > 1 else ""
+        above = "" if self.above is None else f" above {self.above:g} nats a token"
+        above += "" if self.above_mean is None else f" above {self.above_mean:g} × the document's mean"
+        return f"every {self.every}{passes}{above}"

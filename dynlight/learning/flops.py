@@ -118,10 +118,12 @@ class FlopCounter:
         learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         memory = min(self._memory, cut.start)
         is_full = cut.start > self._memory
-        return self._count(cut.context, cut.stop - cut.start, memory, is_full, score.updates_of(row), learners)
+        by_rule = score.updates_of(row)
+        updates = tuple((learner, by_rule[learner] if by_rule else 0) for learner in learners)
+        return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
 
     def _count_shape(
-        self, context: int, scored: int, memory: int, is_full: bool, updates: int, learners: tuple[int, ...]
+        self, context: int, scored: int, memory: int, is_full: bool, updates: tuple[tuple[int, int], ...]
     ) -> Flops:
         once = UNKNOWN
         with self._noting_failure():
@@ -129,10 +131,10 @@ class FlopCounter:
         if is_full:
             forward, static = self._sinks
             once = replace(once, forward=once.forward + forward, static=once.static + static)
-        of_learner = once.times(updates)
-        total = {kind: len(learners) * flops for kind, flops in asdict(of_learner).items()}
-        if updates:
-            total["update"] = updates * sum(self._update_flops[learner] for learner in learners)
+        of_learners = [asdict(once.times(made)) for _, made in updates]
+        total = {kind: sum(of_learner[kind] for of_learner in of_learners) for kind in asdict(once)}
+        if any(made for _, made in updates):
+            total["update"] = sum(made * self._update_flops[learner] for learner, made in updates if made)
         total["static"] = once.static
         if self._has_static_expert:
             total["forward"] += once.static

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.gradient import Clip, Gradient
 from dynlight.choices.mixture import Mixture
+from dynlight.choices.objective import NextToken, Objective
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
@@ -52,6 +54,7 @@ from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
 from dynlight.learning.trial import reason_against_memory, reason_against_reading
+from dynlight.learning.trigger import Trigger
 from dynlight.learning.weights import InPlace, Weights
 
 
@@ -67,6 +70,7 @@ class DynamicEvaluation(LightningModule):
         tokenizer: what makes tokens of the documents.
         context: what is scored next, with what in view.
         parameters: which weights may learn (default: all).
+        objective: what is learned from a segment (default: every token alike).
         update: makes the optimizer of these weights, e.g. `partial(torch.optim.SGD, lr=0.02)`; several for a mixture;
             None: static evaluation, or with a mixture SGD and Adam at their usual rates.
         schedule: when to learn (default: from every segment).
@@ -93,6 +97,7 @@ class DynamicEvaluation(LightningModule):
         *,
         context: Context,
         parameters: Parameters | None = None,
+        objective: Objective | None = None,
         update: Update | Sequence[Update] | None = None,
         schedule: UpdateFrequency | None = None,
         reset: ResetWeights | None = None,
@@ -118,6 +123,7 @@ class DynamicEvaluation(LightningModule):
         self.tokenizer = tokenizer
         self.context = context
         self.learnable = parameters or All()  # a module has `parameters` of its own
+        self.objective = objective or NextToken()
         self.schedule = schedule or UpdateFrequency()
         self.reset_weights = reset or ResetWeights()
         self.reference = reference
@@ -131,6 +137,7 @@ class DynamicEvaluation(LightningModule):
         else:
             model.requires_grad_(False)
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
+        self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
         self.fetch = Fetch()
@@ -161,7 +168,7 @@ class DynamicEvaluation(LightningModule):
 
         Gradients change no weight, so they are taken while the nats are still on the device: then the host waits for it
         once, for nats and for whether gradients are finite. Gradients that other processes would learn from too must wait
-        for the commit, which shows that the nats are finite.
+        for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
         with self.clock("static"):
             static = self.weights.score_static(segment) if self.has_reference else None  # [D, S] under θ0
@@ -169,18 +176,20 @@ class DynamicEvaluation(LightningModule):
             by_row, memory = self._score(segment, static)  # [R, S]: the one forward, with a graph if an update is due
             scored = self.fetch.later(by_row), None if static is None else self.fetch.later(static)
         with self.clock("learning"):
-            early = None if self.gradients.are_shared else self._gradients(segment, by_row)
+            waits = self.gradients.are_shared or self.trigger.is_set
+            early = None if waits else self._gradients(segment, by_row, self._all_rows)
         with self.clock("scoring"):
             committed = self._commit(segment, *scored)
         with self.clock("learning"):
-            finite = self._learn(segment, by_row, committed, early)
+            learners = self.trigger.learners(segment, scored[0](), self.weights.owners)
+            finite = self._learn(segment, by_row, committed, learners, early)
+            updates = self._updates(segment, None if finite is None else learners)
         seconds = self.clock.take()
         if committed is None:
             return None
         self.weights.keep(memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
-        updates = 0 if finite is None else self.updates_due
         return replace(committed, updates=updates, seconds=seconds)
 
     def _score(self, segment: Segment, static: Tensor | None) -> tuple[Tensor, Memory]:
@@ -202,15 +211,23 @@ class DynamicEvaluation(LightningModule):
         rows = self.failures.rows(segment)
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
-    def _gradients(self, segment: Segment, nats: Tensor) -> Later | None:
-        """Takes the gradients of the segment's nats [R, S]; asks whether they are finite. None: no update is due."""
-        if not self.update_due or len(nats) == 0 or self.failures.all_static(segment):
+    def _gradients(self, segment: Segment, nats: Tensor, learners: Sequence[bool]) -> Later | None:
+        """Takes the gradients of the rows that learn, from nats [R, S]; asks whether they are finite. None: none learns."""
+        if not self.update_due or not any(learners) or self.failures.all_static(segment):
             return None
-        # A mean over the segment's tokens, a sum over rows: each row's gradient is its own.
-        return self._gradients_of(self.weights.mean_nats(nats, segment).sum())
+        losses = self.objective.losses(nats, self.weights.scored(segment))
+        if not all(learners):
+            losses = losses[[row for row, learns in enumerate(learners) if learns]]
+        # A loss for each row, a sum over rows: each row's gradient is its own.
+        return self._gradients_of(losses.sum(), learners)
 
     def _learn(
-        self, segment: Segment, by_row: Tensor, committed: Score | None, early: Later | None
+        self,
+        segment: Segment,
+        by_row: Tensor,
+        committed: Score | None,
+        learners: Sequence[bool],
+        early: Later | None,
     ) -> list[bool] | None:
         """Makes the updates that are due, the first from the forward that gave the score.
 
@@ -219,28 +236,41 @@ class DynamicEvaluation(LightningModule):
         if committed is None or len(committed.by_static) == len(committed.rows):
             self.weights.drop_gradients()
             return None
-        if (gradients := early or self._gradients(segment, by_row)) is None:
+        if (gradients := early or self._gradients(segment, by_row, learners)) is None:
+            self.weights.drop_gradients()
             return None
-        finite = self._update(gradients)
+        finite = self._update(gradients, learners)
         for _ in range(self.updates_due - 1):
-            again = self._gradients(segment, self.weights.score(segment)[0])
+            again = self._gradients(segment, self.weights.score(segment)[0], learners)
             assert again is not None, "an update is due"
-            finite = [all(both) for both in zip(finite, self._update(again), strict=True)]
+            finite = [all(both) for both in zip(finite, self._update(again, learners), strict=True)]
         return finite
 
     def learn_from(self, loss: Tensor) -> list[bool]:
         """Makes one update from the gradient of a loss; returns of each row whether its gradient was finite."""
-        return self._update(self._gradients_of(loss))
+        return self._update(self._gradients_of(loss, self._all_rows), self._all_rows)
 
-    def _gradients_of(self, loss: Tensor) -> Later:
+    def _gradients_of(self, loss: Tensor, learners: Sequence[bool]) -> Later:
         self.manual_backward(loss)
-        self.weights.change_gradients(self.gradient)
+        self.weights.change_gradients(self.gradient, learners)
         return self.fetch.later(self.weights.finite())
 
-    def _update(self, finite: Later) -> list[bool]:
+    def _update(self, finite: Later, learners: Sequence[bool]) -> list[bool]:
         of_rows: list[bool] = finite().tolist()
-        self.weights.step(self.optimizers_of_rules, of_rows)
+        both = [is_finite and learns for is_finite, learns in zip(of_rows, learners, strict=True)]
+        self.weights.step(self.optimizers_of_rules, both)
         return of_rows
+
+    def _updates(self, segment: Segment, learners: Sequence[bool] | None) -> np.ndarray:
+        """How many updates each rule made from each document, [rules, D]; `learners`: of each row, None: of none."""
+        updates = np.zeros((len(self.rules), len(segment.documents)), dtype=np.int64)
+        for owner, learns in zip(self.weights.owners if learners else [], learners or [], strict=True):
+            updates[owner] = self.updates_due * learns
+        return updates
+
+    @property
+    def _all_rows(self) -> list[bool]:
+        return [True] * len(self.weights.owners)
 
     def reset(self, documents: int = 1) -> None:
         """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""
@@ -282,7 +312,7 @@ class DynamicEvaluation(LightningModule):
     def protocol(self) -> str:
         """The choices in one line: what a number of this run means."""
         chosen = self.context, self.learnable, self.experts, self.schedule, self.reset_weights
-        return protocol(*chosen, mixture=self.mixture, gradient=self.gradient)
+        return protocol(*chosen, mixture=self.mixture, gradient=self.gradient, objective=self.objective)
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
@@ -323,7 +353,12 @@ class DynamicEvaluation(LightningModule):
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():
                 self.weights = stacked = Stacked(
-                    self.model, self.context, together, max(1, len(self.rules)), self.compile_mode
+                    self.model,
+                    self.context,
+                    together,
+                    max(1, len(self.rules)),
+                    self.compile_mode,
+                    apart=self.trigger.is_set,
                 )
             alone = stacked.reason_against_batch
             if alone or (kinds := ", ".join(kinds_one_by_one(self.model))):
@@ -392,7 +427,8 @@ class DynamicEvaluation(LightningModule):
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
         for name, keeper in self._state_keepers.items():
-            keeper.load_progress_state(state[name])
+            if name in state:  # a checkpoint of an earlier version knows of fewer
+                keeper.load_progress_state(state[name])
         for optimizer, saved in zip(self.optimizers_of_rules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         random = state["random"]
@@ -411,6 +447,7 @@ class DynamicEvaluation(LightningModule):
             "predictor": self.predictor,
             "failures": self.failures,
             "totals": self.totals,
+            "trigger": self.trigger,
         }
 
 

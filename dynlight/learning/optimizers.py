@@ -41,7 +41,8 @@ def make_optimizers(
     for rule, learned in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
         optimizer = new_optimizer(rule, learned)
         if isinstance(optimizer, NeedsStatistics):
-            optimizer.use_statistics(known(optimizer.statistics), weights.initial)
+            times = len(learned) // len(weights.initial)  # a parameter for each document, where rows learn apart
+            optimizer.use_statistics(known(optimizer.statistics) * times, weights.initial * times)
         for group in optimizer.param_groups:
             # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
             if "fused" in group and group["fused"] is None and not group.get("foreach"):

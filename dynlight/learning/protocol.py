@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from dynlight.choices.objective import NextToken
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -40,10 +42,12 @@ def protocol(
     reset: Any,
     mixture: Any = None,
     gradient: Sequence[Any] = (),
+    objective: Any = None,
 ) -> str:
     """The choices in one line: what a number of this run means."""
     learning = [expert.name for expert in experts if expert.rule is not None]
     by = " and ".join(learning) or "nothing (static)"
     by += f" {', '.join(map(str, gradient))}" if gradient and learning else ""
+    by += f" from {objective}" if learning and not isinstance(objective, NextToken | None) else ""
     mixed = f"{mixture} · " if mixture is not None else ""
     return f"context {context} · learns {parameters} · by {by} · {mixed}schedule {schedule} · reset {reset}"

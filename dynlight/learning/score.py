@@ -48,7 +48,9 @@ class Score:
     static_sums: list[float] | None
     experts: ExpertScores | None = None
     by_static: frozenset[int] = frozenset()  # rows that the initial weights have taken over
-    updates: int = 0  # made by each rule
+    updates: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 0), dtype=np.int64)
+    )  # [rules, D], made by each rule
     seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
     digests: Digests | None = None  # where they are asked for
 
@@ -59,9 +61,10 @@ class Score:
         rows = list(range(len(segment.documents)))
         return cls(segment, rows, nats, static_nats, _sums_of_rows(nats), static_sums, experts)
 
-    def updates_of(self, row: int) -> int:
+    def updates_of(self, row: int) -> list[int]:
         """Updates that each rule made from a row."""
-        return 0 if row in self.by_static else self.updates
+        updates: list[int] = self.updates[:, row].tolist()
+        return [0] * len(updates) if row in self.by_static else updates
 
 
 def _sums_of_rows(nats: Tensor) -> list[float]:

@@ -1,7 +1,7 @@
 """Stacked: learned weights of many documents, or of one document at many rates, with an axis of rows in front."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
@@ -34,10 +34,25 @@ class Stacked(Weights):
         when rule 1 has failed on document 0            r0 d0 · r0 d1 · r1 d1
 
     A row that is not needed any more is dropped from weights, memory and optimizer state, and costs nothing.
+
+    Args:
+        model: that reads.
+        context: what a forward has in view.
+        documents: of a wave, at most.
+        rules: that learn from each.
+        compile: whether forward and backward are compiled; or the mode of it.
+        apart: whether rows may learn from a segment while others don't: then an optimizer has a parameter for each row of a
+            weight, so that each row has its own count of updates; else one for all rows, which is faster.
     """
 
     def __init__(
-        self, model: PreTrainedModel, context: Context, documents: int, rules: int = 1, compile: bool | str = False
+        self,
+        model: PreTrainedModel,
+        context: Context,
+        documents: int,
+        rules: int = 1,
+        compile: bool | str = False,
+        apart: bool = False,
     ) -> None:
         super().__init__(model, context, compile)
         learnable = [weight for weight in model.parameters() if weight.requires_grad]
@@ -45,8 +60,10 @@ class Stacked(Weights):
         self._storage = [initial.repeat(documents * rules, *[1] * initial.ndim) for initial in self.initial]
         self._error_storage: list[list[Tensor]] = []  # of `errors`
         self.learned = [_leaf(storage) for storage in self._storage]
-        self.of_rules = [[nn.Parameter(weight.detach()) for weight in self.learned] for _ in range(rules)]
-        self.owners: list[tuple[int, int]] = []  # of each row, its rule and its document's place in the wave
+        self._apart = apart
+        tensors = [weight[0] for weight in self.learned] * documents if apart else self.learned
+        self.of_rules = [[nn.Parameter(weight.detach()) for weight in tensors] for _ in range(rules)]
+        self.owners = []
         self._spans: list[slice] = []  # of each rule, its rows
         self._running = documents  # documents of the wave that have not ended: its first ones
         self._batch = Batch(self.learned)
@@ -84,8 +101,8 @@ class Stacked(Weights):
         with self._batch.of(spread.inputs):
             return self._read(spread, self.memory, plain)
 
-    def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
-        return nats.sum(dim=1) / self._spread((segment.targets != NOT_SCORED).sum(dim=1))
+    def scored(self, segment: Segment) -> Tensor:
+        return self._spread(segment.targets != NOT_SCORED)
 
     @torch.no_grad()
     def score_static(self, segment: Segment) -> Tensor:
@@ -106,9 +123,9 @@ class Stacked(Weights):
         squares = [gradient.flatten(1).pow(2).sum(dim=1) for gradient in self.gradients().values()]
         return torch.stack(squares).sum(dim=0).sqrt()
 
-    def change_gradients(self, changes: Sequence[Gradient]) -> None:
+    def change_gradients(self, changes: Sequence[Gradient], learners: Sequence[bool]) -> None:
         if self.owners:
-            super().change_gradients(changes)
+            super().change_gradients(changes, learners)
 
     def keep_errors(self, changes: Sequence[Gradient]) -> None:
         self._error_storage = [
@@ -120,14 +137,15 @@ class Stacked(Weights):
         sums = [stack.grad.flatten(1).sum(dim=1) for stack in self.learned if stack.grad is not None]
         return all_finite(sums, len(self.owners), self.model.device)
 
-    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
-        for rows, weights, optimizer in self._by_rule(optimizers):
-            if rows.start == rows.stop:
-                continue
-            for weight, stack in zip(weights, self.learned, strict=True):
-                weight.grad = None if stack.grad is None else stack.grad[rows]
-            optimizer.step()
-            for weight in weights:
+    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
+        for rule, optimizer in enumerate(optimizers):
+            parts = list(self._parts(rule))
+            for weight, stack, rows in parts:
+                learns = isinstance(rows, slice) or learners[rows]
+                weight.grad = stack.grad[rows] if learns and stack.grad is not None else None
+            if parts:
+                optimizer.step()
+            for weight, _, _ in parts:
                 weight.grad = None
         self.drop_gradients()
         self._sums = None
@@ -184,14 +202,14 @@ class Stacked(Weights):
         counts = Counter(rule for rule, _ in self.owners)
         stops = list(accumulate(counts[rule] for rule in range(len(self.of_rules))))
         self._spans = [slice(stop - counts[rule], stop) for rule, stop in enumerate(stops)]
-        for weights, rows in zip(self.of_rules, self._spans, strict=True):
-            for weight, stack in zip(weights, self.learned, strict=True):
+        for rule in range(len(self.of_rules)):
+            for weight, stack, rows in self._parts(rule):
                 weight.data = stack.data[rows]
 
     @torch.no_grad()
     def _take(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
         """Narrows weights, memory and optimizer state to the rows `keep`."""
-        for rows, weights, optimizer in self._by_rule(optimizers):
+        for rows, weights, optimizer in () if self._apart else self._by_rule(optimizers):
             rows_left = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
             for weight in weights:
                 state = optimizer.state[weight]
@@ -210,6 +228,16 @@ class Stacked(Weights):
     def _by_rule(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
         """Each rule's rows and weights with its optimizer; nothing in static evaluation, which has none."""
         return list(zip(self._spans, self.of_rules, optimizers, strict=True)) if optimizers else []
+
+    def _parts(self, rule: int) -> Iterator[tuple[nn.Parameter, Tensor, slice | int]]:
+        """Each parameter of a rule's optimizer with the stack, and the rows of it, that it is."""
+        rows, weights, count = self._spans[rule], self.of_rules[rule], len(self.learned)
+        if not self._apart:
+            yield from zip(weights, self.learned, [rows] * (count if rows.start < rows.stop else 0), strict=False)
+            return
+        for row in range(rows.start, rows.stop):
+            first = self.owners[row][1] * count
+            yield from zip(weights[first : first + count], self.learned, [row] * count, strict=True)
 
     def _spread(self, values: Tensor) -> Tensor:
         """Values of the documents of a segment, [D, …], as values of the rows, [R, …]."""

@@ -227,6 +227,7 @@ class Weights(ABC):
     learned: list[Any]  # the tensors by which gradients are taken
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
+    owners: list[tuple[int, int]]  # of each row, its rule and its document's place in the wave
     # Of each change of the gradient what it has left out so far, of each learned weight; none where it keeps no errors.
     errors: list[list[Tensor]]  # [R, *shape]
 
@@ -266,8 +267,8 @@ class Weights(ABC):
         """
 
     @abstractmethod
-    def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
-        """Mean nats [R] over the tokens that each row scores in a segment."""
+    def scored(self, segment: Segment) -> Tensor:
+        """The columns of a segment that each row scores, bool [R, S]."""
 
     @abstractmethod
     def gradients(self) -> dict[int, Tensor]:
@@ -278,10 +279,14 @@ class Weights(ABC):
         """The norm of each row's gradient over all weights, ‖g‖₂, [R]."""
 
     @torch.no_grad()
-    def change_gradients(self, changes: Sequence[Gradient]) -> None:
-        """Makes each of these changes of the rows' gradients, in their order."""
+    def change_gradients(self, changes: Sequence[Gradient], learners: Sequence[bool]) -> None:
+        """Makes each of these changes of the rows' gradients, in their order; a row that doesn't learn keeps its errors."""
+        others = [row for row, learns in enumerate(learners) if not learns]
         for change, errors in zip(changes, self.errors, strict=True):
+            before = [error[others] for error in errors]
             change.change(RowGradients(self.gradients(), self.norms, errors))
+            for error, kept in zip(errors, before, strict=True):
+                error[others] = kept
 
     @abstractmethod
     def keep_errors(self, changes: Sequence[Gradient]) -> None:
@@ -292,11 +297,12 @@ class Weights(ABC):
         """Whether all of each row's gradients are finite, bool [R], on the device."""
 
     @abstractmethod
-    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
+    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
         """Makes one update by each rule from the gradients of the last backward, which are then dropped.
 
-        Where they are not `finite`, weights of a single row stay as they were; one of several rows, from whose document
-        nothing more is learned, is spoiled and changes no other.
+        `learners` says of each row whether it learns: its gradient is finite, and no trigger is against it. Weights of a row
+        that doesn't stay as they were; but where rows are updated as one, a row whose gradient is not finite, from whose
+        document nothing more is learned, is spoiled and changes no other.
         """
 
     def drop_gradients(self) -> None:
@@ -341,6 +347,7 @@ class InPlace(Weights):
         super().__init__(model, context, compile)
         self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.of_rules = [self.learned]
+        self.owners = [(0, 0)]
         self.initial = [parameter.detach().clone() for parameter in self.learned]
         self._summed: list[tuple[int, int]] = []  # address and version of each weight, when `_sums` were taken
 
@@ -356,8 +363,8 @@ class InPlace(Weights):
             nats, self.static_memory = self._read(segment, self.static_memory)
         return nats
 
-    def mean_nats(self, nats: Tensor, segment: Segment) -> Tensor:
-        return nats.mean(dim=1)
+    def scored(self, segment: Segment) -> Tensor:
+        return segment.targets != NOT_SCORED
 
     def gradients(self) -> dict[int, Tensor]:
         return {place: weight.grad[None] for place, weight in enumerate(self.learned) if weight.grad is not None}
@@ -373,8 +380,8 @@ class InPlace(Weights):
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
         return all_finite(sums, 1, self.model.device)
 
-    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool]) -> None:
-        for optimizer in optimizers if finite[0] else ():
+    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
+        for optimizer in optimizers if learners[0] else ():
             optimizer.step()
         self.drop_gradients()
         self._sums = None

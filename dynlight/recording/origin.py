@@ -17,7 +17,15 @@ _FREE = ["config", "out", "overwrite", "checkpoint", "data.together", "trainer.d
 _FREE += ["trainer.strategy", "trainer.num_nodes", "trainer.logger", "trainer.profiler", "trainer.plugins"]
 
 # Settings that dynlight 0.1.0 did not have, each with what a run of that version did.
-_ADDED = {"context.prefix": "False", "context.sinks": "0", "gradient": "None", "model.gguf_file": "None"}
+_ADDED = {
+    "context.prefix": "False",
+    "context.sinks": "0",
+    "gradient": "None",
+    "model.gguf_file": "None",
+    "objective.class_path": "dynlight.NextToken",
+    "schedule.above": "None",
+    "schedule.above_mean": "None",
+}
 
 
 @dataclass(frozen=True)

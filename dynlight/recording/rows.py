@@ -90,8 +90,7 @@ class BufferedRows:
 
     def _segment(self, score: Score, flops: Flops, row: int) -> tuple[Any, ...]:
         cut = score.segment.cut
-        learners = 1 if score.experts is None else int(score.experts.learners[:, row].sum())
-        updates = learners * score.updates_of(row)
+        updates = sum(score.updates_of(row))
         return (
             self.document.index,
             cut.index,

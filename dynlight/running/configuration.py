@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import Strategy
 from dynlight.choices import context  # noqa: F401 - its classes, which a YAML names without their module
 from dynlight.choices.gradient import Gradient
 from dynlight.choices.mixture import Mixture
+from dynlight.choices.objective import Objective
 from dynlight.choices.parameters import Parameters
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
@@ -34,6 +35,7 @@ from dynlight.running.pretrained import Pretrained
 CHOICES = (
     "context",
     "parameters",
+    "objective",
     "update",
     "schedule",
     "reset",
@@ -68,6 +70,7 @@ def parser() -> ArgumentParser:
     settings.add_class_arguments(DocumentStream, "data")
     settings.add_subclass_arguments(Context, "context", required=True)
     settings.add_subclass_arguments(Parameters, "parameters", default={"class_path": "dynlight.All"})
+    settings.add_subclass_arguments(Objective, "objective", default={"class_path": "dynlight.NextToken"})
     settings.add_argument("--update", type=Update | list[Update] | None, default=None)
     settings.add_class_arguments(UpdateFrequency, "schedule")
     settings.add_class_arguments(ResetWeights, "reset")

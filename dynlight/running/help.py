@@ -53,9 +53,10 @@ def help_text() -> str:
     choices = {
         "context": f"what is scored next, with what in view: {', '.join(subclasses('context', 'Context'))}",
         "parameters": f"which weights may learn: {', '.join(subclasses('parameters', 'Parameters'))}",
+        "objective": f"what is learned from a segment: {', '.join(subclasses('objective', 'Objective'))}",
         "update": f"how they change: {rules}; null: nothing is learned (with a mixture: by rules of its own)",
         "gradient": f"what becomes of the gradient before, a list: {', '.join(subclasses('gradient', 'Gradient'))}",
-        "schedule": "when: every, passes",
+        "schedule": "when: every, passes, above, above_mean",
         "reset": "when it is forgotten: every (document or never)",
         "mixture": "how several rates predict together: switching; {}: no rate is needed",
     }

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dynlight.choices.gradient import Gradient
 from dynlight.choices.known import known_subclasses
+from dynlight.choices.objective import Objective
 from dynlight.choices.parameters import Parameters
 from dynlight.documents.segments import Context
 from dynlight.errors import SettingError
@@ -31,7 +32,7 @@ _TYPES = {
     "NoneType": "null",
 }
 # Sections that name a class.
-_BASES: dict[str, type] = {"context": Context, "parameters": Parameters, "gradient": Gradient}
+_BASES: dict[str, type] = {"context": Context, "parameters": Parameters, "objective": Objective, "gradient": Gradient}
 _CLASSES = (*_BASES, "update", "trainer.logger")
 # What a few settings may be besides their type.
 _EXPECTED = {

@@ -168,7 +168,7 @@ def test_every_optimizer_of_torch_learns_and_resets(name):
 def test_rules_run_as_one_kernel_where_torch_has_one(rule, device, fused):
     with FakeTensorMode():  # devices that needn't be there
         weights = SimpleNamespace(of_rules=[[torch.nn.Parameter(torch.empty(2, device=device))]])
-        (optimizer,) = make_optimizers([partial(getattr(torch.optim, rule), lr=0.1)], weights, None)
+        (optimizer,) = make_optimizers([partial(getattr(torch.optim, rule), lr=0.1)], weights, [], None)
     assert optimizer.param_groups[0]["fused"] is fused
     assert fused or optimizer.param_groups[0]["foreach"]
 

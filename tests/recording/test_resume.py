@@ -100,6 +100,12 @@ CHOICES = {
         "gradient": [{"class_path": "Compressed", "init_args": {"share": 0.1}}],
         "data.together": 3,
     },
+    "surprising": {
+        "objective": {"class_path": "Surprising", "init_args": {"threshold": 2.0, "weight": 0.1, "of": "tokens"}},
+        "update": {"class_path": "AdamW", "init_args": {"lr": 0.01}},
+        "schedule": {"above_mean": 0.98},
+        "data.together": 3,
+    },
     "compressed, one at a time": {
         "gradient": [{"class_path": "Compressed", "init_args": {"bits": 2}}],
         "update": {"class_path": "SGD", "init_args": {"lr": 0.02, "momentum": 0.9}},

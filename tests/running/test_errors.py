@@ -196,8 +196,21 @@ KNOWN_BEFORE_LOADING = {
     "one change of the gradient": (
         at("gradient", {"class_path": "Sparse", "init_args": {"share": 0.1}}),
         "gradient must be a list or null, got {'class_path': 'Sparse', 'init_args': {'share': 0.1}}",
-    ),  # fmt: skip
-    "statistics of nothing": (
+    ),
+    "a threshold left out": (
+        at("objective", {"class_path": "Surprising"}),
+        "objective.threshold must be given, got nothing",
+    ),
+    "unknown objective": (
+        at("objective", {"class_path": "Rewarded"}),
+        "objective.class_path must be NextToken or Surprising, got Rewarded",
+    ),
+    "weight of nothing": (
+        at("objective", {"class_path": "Surprising", "init_args": {"threshold": 3, "weight": 0}}),
+        "objective.weight must be above 0, got 0.0; choose null to weigh all alike",
+    ),
+    "text for a trigger": (at("schedule.above", "much"), "schedule.above must be a number or null, got much"),
+    "masks from nothing": (
         at("gradient", [{"class_path": "Sparse", "init_args": {"share": 0.1, "by": "fisher"}}]),
         "gradient.statistics.data must name a corpus to collect gradient statistics from where "
         "gradient.statistics.file is null, got null",

@@ -1,0 +1,98 @@
+"""Objective: what is learned from a segment. A new choice is a class with `losses`.
+
+The score of a segment is always the nats of its tokens; the objective is what the gradient is taken of. Each row (one
+rule's learning from one document) has a loss of its own, made of that row alone.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynlight.errors import require
+
+
+class Objective(ABC):
+    """Says what the gradient of a segment is taken of."""
+
+    is_choosy = False  # whether there are segments from which nothing is learned
+
+    @abstractmethod
+    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+        """The loss of each row, [R], of which the gradient is taken.
+
+        Args:
+            nats: of each token, with a graph, fp32 [R, S]; 0 in columns not scored.
+            scored: which columns each row scores, bool [R, S].
+        """
+
+    def learns(self, nats: Tensor) -> bool:
+        """Whether a row learns from a segment at all, from the nats of its scored tokens, [S]."""
+        return True
+
+
+class NextToken(Objective):
+    """The mean nats of the segment's tokens.
+
+    Formula: loss = Σ_t −ln p(x_t) / S.
+    """
+
+    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+        return nats.sum(dim=1) / scored.sum(dim=1)
+
+    def __str__(self) -> str:
+        return "every token"
+
+
+class Surprising(Objective):
+    """The nats of what surprises: of tokens, or of segments, above a threshold; the more the further they are above.
+
+    Formula: loss = Σ_t w_t · nats_t / n over the n tokens with nats_t > threshold, w_t = weight · exp(nats_t − threshold);
+    of segments the same with the mean nats of the segment in the place of a token's. Weights are constants of the gradient.
+    Where nothing is above the threshold there is no update. Source: TLM, Hu et al. 2025 (arXiv 2505.20633).
+
+    Args:
+        threshold: in nats per token.
+        weight: λ, above 0; null: all that is above the threshold weighs 1.
+        of: `segments` as in the source, or `tokens`.
+
+    Raises:
+        SettingError: if a number is out of range.
+    """
+
+    is_choosy = True
+
+    def __init__(
+        self, threshold: float, weight: float | None = None, of: Literal["segments", "tokens"] = "segments"
+    ) -> None:
+        require(not math.isnan(threshold), "objective.threshold", "be a number", got=threshold)
+        require(weight is None or 0 < weight < math.inf, "objective.weight", "be above 0", got=weight,
+                advice="choose null to weigh all alike")  # fmt: skip
+        is_finite = weight is None or threshold > -math.inf
+        require(is_finite, "objective.weight", "be null where objective.threshold is -.inf", got=weight)
+        require(of in ("segments", "tokens"), "objective.of", "be segments or tokens", got=of)
+        self.threshold = threshold
+        self.weight = weight
+        self.of = of
+
+    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+        if self.of == "segments":
+            mean = nats.sum(dim=1) / scored.sum(dim=1)
+            return mean if self.weight is None else self._weights(mean) * mean
+        above = scored & (nats.detach() > self.threshold)
+        kept = nats * above if self.weight is None else nats * torch.where(above, self._weights(nats), 0.0)
+        return kept.sum(dim=1) / above.sum(dim=1)
+
+    def _weights(self, nats: Tensor) -> Tensor:
+        assert self.weight is not None, "there are weights"
+        return self.weight * (nats.detach() - self.threshold).exp()
+
+    def learns(self, nats: Tensor) -> bool:
+        surprise = nats.double().mean() if self.of == "segments" else nats.max()
+        return bool(surprise > self.threshold)
+
+    def __str__(self) -> str:
+        weight = "" if self.weight is None else f", weight {self.weight:g}"
+        return f"{self.of} above {self.threshold:g} nats a token{weight}"

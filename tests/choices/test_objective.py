@@ -1,0 +1,236 @@
+"""What is learned from a segment, and when that depends on what it scored: against a loop, each document by itself."""
+
+import math
+from functools import partial
+
+import pytest
+import reference
+import torch
+from lightning.pytorch import Callback
+from models import tiny
+from running import as_ours, random_tokens, run
+
+from dynlight import (
+    All,
+    Compressed,
+    GradientStatistics,
+    LoRA,
+    Matching,
+    NextToken,
+    Overlapping,
+    RMSDynamic,
+    Surprising,
+    TransformerXL,
+    UpdateFrequency,
+)
+
+DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
+SGD = partial(torch.optim.SGD, lr=0.05)
+ADAM = partial(torch.optim.AdamW, lr=3e-3)
+MIDDLE = 4.13  # nats a token, which some segments and tokens of these documents are above
+
+
+def test_numbers_by_hand():
+    nats = torch.tensor([[3.0, 1.0, 2.0, 0.0], [5.0, 1.0, 0.0, 0.0]])
+    scored = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    assert NextToken().losses(nats, scored).tolist() == [2.0, 3.0]
+    assert Surprising(1.5).losses(nats, scored).tolist() == [2.0, 3.0]
+    assert Surprising(1.5, of="tokens").losses(nats, scored).tolist() == [2.5, 5.0]
+    weighted = Surprising(1.5, weight=0.1).losses(nats, scored).tolist()
+    assert weighted == pytest.approx([0.1 * math.exp(0.5) * 2, 0.1 * math.exp(1.5) * 3])
+    weighted = Surprising(2.0, weight=0.1, of="tokens").losses(nats, scored).tolist()
+    assert weighted == pytest.approx([0.1 * math.exp(1) * 3, 0.1 * math.exp(3) * 5])
+    assert [Surprising(2.0).learns(nats[0, :3]), Surprising(1.9).learns(nats[0, :3])] == [False, True]
+    assert [Surprising(3.0, of="tokens").learns(nats[0, :3]), Surprising(2.9, of="tokens").learns(nats[0])] == [
+        False,
+        True,
+    ]
+
+
+def tokens_above(threshold, weight=None):
+    def loss(nats, is_due):
+        above = nats.detach() > threshold
+        if not above.any():
+            return None
+        by_token = nats if weight is None else nats * weight * (nats.detach() - threshold).exp()
+        return by_token[above].sum() / above.sum()
+
+    return lambda: loss
+
+
+def segments_above(threshold, weight=None):
+    def loss(nats, is_due):
+        mean = nats.mean()
+        if mean <= threshold:
+            return None
+        return mean if weight is None else weight * (mean.detach() - threshold).exp() * mean
+
+    return lambda: loss
+
+
+def above_mean(factor):
+    def make():
+        read = []
+
+        def loss(nats, is_due):
+            before = sum(float(each.double().sum()) for each in read), sum(map(len, read))
+            read.append(nats.detach())
+            surprises = before[1] == 0 or float(nats.detach().double().sum()) / len(nats) > factor * before[0] / before[1]
+            return nats.mean() if surprises else None
+
+        return loss
+
+    return make
+
+
+CHOICES = {
+    "segments": ({"objective": Surprising(MIDDLE)}, segments_above(MIDDLE)),
+    "weighed": ({"objective": Surprising(MIDDLE, weight=0.5)}, segments_above(MIDDLE, 0.5)),
+    "tokens": ({"objective": Surprising(MIDDLE, of="tokens")}, tokens_above(MIDDLE)),
+    "tokens, weighed": ({"objective": Surprising(MIDDLE, 0.5, of="tokens")}, tokens_above(MIDDLE, 0.5)),
+    "above": ({"schedule": UpdateFrequency(above=MIDDLE)}, segments_above(MIDDLE)),
+    "above the mean": ({"schedule": UpdateFrequency(above_mean=1.0)}, above_mean(1.0)),
+}
+
+
+@pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("context", "window", "parameters"),
+    [
+        (TransformerXL(16, 24), {"segment": 16, "memory": 24}, All()),
+        (Overlapping(16, 40), {"segment": 16, "window": 40}, LoRA(rank=3)),
+    ],
+    ids=["memory", "windows"],
+)
+@pytest.mark.parametrize(("choices", "make_loss"), CHOICES.values(), ids=CHOICES)
+def test_a_choice_equals_the_reference(choices, make_loss, context, window, parameters, update):
+    ours, theirs = tiny(), tiny()
+    parameters.prepare(theirs)
+    optimizer = partial(as_ours, update)
+    expected = reference.evaluate(theirs, DOCUMENTS, 0, make_optimizer=optimizer, make_loss=make_loss, **window)
+    found = run(ours, DOCUMENTS, context, parameters=parameters, update=update, **choices)
+    for one, other in zip(sum(found.nats, []), sum(expected, []), strict=True):  # noqa: RUF017
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+class Updates(Callback):
+    """Keeps the updates that each rule made from each document's segments, and the nats of each expert."""
+
+    def __init__(self):
+        self.made, self.nats = {}, {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for row in pl_module.score.rows:
+            index = batch.documents[row].index
+            self.made.setdefault(index, []).append(pl_module.score.updates_of(row))
+            if pl_module.score.experts is not None:
+                nats = pl_module.score.experts.nats[:, row, batch.scored[row]].astype(float).sum(axis=1)
+                self.nats.setdefault(index, []).append(nats)
+
+
+def read(documents=DOCUMENTS, together=1, **choices):
+    """Nats of each document, and the updates that were made from each segment."""
+    updates = Updates()
+    choices = {"update": SGD} | choices
+    found = run(tiny(), documents, TransformerXL(16, 24), [updates], together=together, **choices)
+    return [float(torch.cat(each).double().sum()) for each in found.nats], updates.made
+
+
+@pytest.mark.parametrize("choices", [choices for choices, _ in CHOICES.values()], ids=CHOICES)
+@pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
+def test_each_document_by_itself(choices, update):
+    alone, made = read(update=update, **choices)
+    assert {0, 1} <= {each for (each,) in sum(made.values(), [])}, "some segments are learned from, and some aren't"  # noqa: RUF017
+    beside, made_beside = read(update=update, together=3, **choices)
+    assert beside == pytest.approx(alone, rel=1e-5)
+    assert made_beside == made
+    assert read(DOCUMENTS[2:], update=update, **choices)[0] == alone[2:]
+
+
+@pytest.mark.parametrize("choices", [choices for choices, _ in CHOICES.values()], ids=CHOICES)
+def test_each_rate_by_itself(choices):
+    rates, updates = [1e-3, 1e-2], Updates()
+    run(tiny(), DOCUMENTS[:2], TransformerXL(16, 24), [updates], update=torch.optim.Adam, rates=rates, together=2,
+        reference="static", parameters=Matching(names="mlp"), **choices)  # fmt: skip
+    for rule, rate in enumerate(rates):
+        alone, made = read(
+            DOCUMENTS[:2], update=partial(torch.optim.Adam, lr=rate), parameters=Matching(names="mlp"), **choices
+        )
+        for index in (0, 1):
+            assert sum(updates.nats[index])[1 + rule] == pytest.approx(alone[index], rel=1e-5)
+            assert [each[rule] for each in updates.made[index]] == [each for (each,) in made[index]]
+
+
+NEUTRAL = {
+    "next token": {"objective": NextToken()},
+    "segments": {"objective": Surprising(-math.inf)},
+    "tokens": {"objective": Surprising(-math.inf, of="tokens")},
+    "above": {"schedule": UpdateFrequency(above=-math.inf)},
+    "above the mean": {"schedule": UpdateFrequency(above_mean=-1.0)},
+}
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("choices", NEUTRAL.values(), ids=NEUTRAL)
+def test_neutral_settings_change_no_bit(choices, update, together):
+    assert read(together=together, update=update, **choices) == read(together=together, update=update)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_threshold_that_nothing_reaches_is_static_evaluation(together):
+    static = read(together=together, update=None)[0]
+    for choices in ({"objective": Surprising(100.0)}, {"schedule": UpdateFrequency(above=100.0)}):
+        nats, made = read(together=together, update=ADAM, **choices)
+        assert nats == static
+        assert {each for (each,) in sum(made.values(), [])} == {0}  # noqa: RUF017
+
+
+def test_what_is_not_learned_from_leaves_errors_and_passes_alone():
+    choices = {"schedule": UpdateFrequency(passes=2, above=MIDDLE), "gradient": [Compressed(share=0.05)]}
+    alone, made = read(**choices)
+    assert {0, 2} == {each for (each,) in sum(made.values(), [])}  # noqa: RUF017
+    beside, made_beside = read(together=3, **choices)
+    assert (beside, made_beside) == (pytest.approx(alone, rel=1e-5), made)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_krauses_rule(together, monkeypatch):
+    monkeypatch.setattr(
+        "dynlight.learning.module.load_or_collect",
+        lambda *_, model, **__: [torch.full_like(weight, 0.01) for weight in model.parameters()],
+    )
+    rule = partial(RMSDynamic, lr=0.05, epsilon=0.01, decay=0.05, statistics=GradientStatistics(data={"path": "text", "data_files": "x"}))
+    nats, made = read(update=rule, together=together, schedule=UpdateFrequency(above=MIDDLE))
+    assert nats == pytest.approx(read(update=rule, schedule=UpdateFrequency(above=MIDDLE))[0], rel=1e-5)
+    assert {0, 1} == {each for (each,) in sum(made.values(), [])}  # noqa: RUF017
+
+
+def test_flops_are_those_of_what_was_done():
+    from dynlight import Records
+
+    records = Records()
+    run(tiny(), DOCUMENTS, TransformerXL(16, 24), [records], update=SGD, together=3,
+        schedule=UpdateFrequency(above=MIDDLE))  # fmt: skip
+    plain = Records()
+    run(tiny(), DOCUMENTS, TransformerXL(16, 24), [plain], update=SGD, together=3)
+    rows, all_rows = records.segments, plain.segments
+    assert set(rows.learned) == {True, False}
+    assert rows.flops[rows.learned].tolist() == all_rows.flops[rows.learned].tolist()
+    assert rows.flops[~rows.learned].tolist() == all_rows.forward_flops[~rows.learned].tolist()
+    assert (rows.update_flops[~rows.learned] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Surprising(math.nan), "objective.threshold must be a number, got nan"),
+        (lambda: Surprising(3.0, weight=0.0), "objective.weight must be above 0, got 0.0; choose null"),
+        (lambda: Surprising(-math.inf, weight=0.1), "objective.weight must be null where objective.threshold is -.inf"),
+        (lambda: Surprising(3.0, of="words"), "objective.of must be segments or tokens, got words"),
+        (lambda: UpdateFrequency(above=math.nan), "schedule.above must be a number, got nan"),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
