@@ -75,7 +75,9 @@ def above_mean(factor):
         def loss(nats, is_due):
             before = sum(float(each.double().sum()) for each in read), sum(map(len, read))
             read.append(nats.detach())
-            surprises = before[1] == 0 or float(nats.detach().double().sum()) / len(nats) > factor * before[0] / before[1]
+            surprises = (
+                before[1] == 0 or float(nats.detach().double().sum()) / len(nats) > factor * before[0] / before[1]
+            )
             return nats.mean() if surprises else None
 
         return loss
@@ -200,7 +202,13 @@ def test_krauses_rule(together, monkeypatch):
         "dynlight.learning.module.load_or_collect",
         lambda *_, model, **__: [torch.full_like(weight, 0.01) for weight in model.parameters()],
     )
-    rule = partial(RMSDynamic, lr=0.05, epsilon=0.01, decay=0.05, statistics=GradientStatistics(data={"path": "text", "data_files": "x"}))
+    rule = partial(
+        RMSDynamic,
+        lr=0.05,
+        epsilon=0.01,
+        decay=0.05,
+        statistics=GradientStatistics(data={"path": "text", "data_files": "x"}),
+    )
     nats, made = read(update=rule, together=together, schedule=UpdateFrequency(above=MIDDLE))
     assert nats == pytest.approx(read(update=rule, schedule=UpdateFrequency(above=MIDDLE))[0], rel=1e-5)
     assert {0, 1} == {each for (each,) in sum(made.values(), [])}  # noqa: RUF017
