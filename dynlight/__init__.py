@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dynlight.choices.context import Overlapping, TransformerXL
     from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
     from dynlight.choices.mixture import Mixture
-    from dynlight.choices.objective import NextToken, Objective, Surprising
+    from dynlight.choices.objective import Anchored, NextToken, Objective, Surprising
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Each public name and its module; imported when asked for, so that what needs no torch (the report) starts at once.
 _MODULES = {
     "All": "choices.parameters",
+    "Anchored": "choices.objective",
     "Clip": "choices.gradient",
     "Compressed": "choices.gradient",
     "Context": "documents.segments",

@@ -18,14 +18,17 @@ class Objective(ABC):
     """Says what the gradient of a segment is taken of."""
 
     is_choosy = False  # whether there are segments from which nothing is learned
+    guide: Literal["initial"] | None = None  # whose prediction of each token `divergences` are from
+    temperature = 1.0  # by which both predictions are softened
 
     @abstractmethod
-    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
         """The loss of each row, [R], of which the gradient is taken.
 
         Args:
             nats: of each token, with a graph, fp32 [R, S]; 0 in columns not scored.
             scored: which columns each row scores, bool [R, S].
+            divergences: KL(guide ‖ row) of each token, with a graph, fp32 [R, S]; of no meaning in columns not scored.
         """
 
     def learns(self, nats: Tensor) -> bool:
@@ -39,11 +42,40 @@ class NextToken(Objective):
     Formula: loss = Σ_t −ln p(x_t) / S.
     """
 
-    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
         return nats.sum(dim=1) / scored.sum(dim=1)
 
     def __str__(self) -> str:
         return "every token"
+
+
+class Anchored(Objective):
+    """The mean nats of the segment's tokens, and how far the model's predictions have gone from those of the initial weights.
+
+    Formula: loss = Σ_t (−ln p(x_t) + weight · KL(p0 ‖ p)) / S, with p0 what θ0 predicts behind the same window. A guard against
+    learning too much from one segment; θ0 has read the segment anyway, as the reference. Source: Li & Hoiem 2016
+    (arXiv 1606.09282).
+
+    Args:
+        weight: of the divergence, at least 0.
+
+    Raises:
+        SettingError: if it is negative or not finite.
+    """
+
+    guide = "initial"
+
+    def __init__(self, weight: float) -> None:
+        require(0 <= weight < math.inf, "objective.weight", "be at least 0 and finite", got=weight)
+        self.weight = weight
+
+    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
+        assert divergences is not None, "it has a guide"
+        anchored = nats + self.weight * torch.where(scored, divergences, 0.0)
+        return anchored.sum(dim=1) / scored.sum(dim=1)
+
+    def __str__(self) -> str:
+        return f"every token, anchored to the initial weights by {self.weight:g}"
 
 
 class Surprising(Objective):
@@ -77,7 +109,7 @@ class Surprising(Objective):
         self.weight = weight
         self.of = of
 
-    def losses(self, nats: Tensor, scored: Tensor) -> Tensor:
+    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
         if self.of == "segments":
             mean = nats.sum(dim=1) / scored.sum(dim=1)
             return mean if self.weight is None else self._weights(mean) * mean

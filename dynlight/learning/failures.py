@@ -120,6 +120,6 @@ def readable_nats(weights: Weights, segment: Segment, row: int) -> Tensor:
     readable, unreadable = torch.empty(0, device=segment.targets.device), segment.targets.shape[1]
     while unreadable - len(readable) > 1:
         length = (len(readable) + unreadable) // 2
-        nats = weights.score(segment.head(length), plain=True)[0][row]  # each length would be compiled anew
+        nats = weights.score(segment.head(length), plain=True).nats[row]  # each length would be compiled anew
         readable, unreadable = (readable, length) if nats.isnan().any() else (nats, unreadable)
     return readable.cpu()

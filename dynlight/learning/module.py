@@ -33,7 +33,6 @@ from dynlight.choices.update import Update, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
 from dynlight.errors import require
 from dynlight.learning.advice import advise
-from dynlight.learning.carried import Memory
 from dynlight.learning.checks import check_run
 from dynlight.learning.clock import Clock
 from dynlight.learning.digests import WeightDigests
@@ -55,7 +54,7 @@ from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
 from dynlight.learning.trial import reason_against_memory, reason_against_reading
 from dynlight.learning.trigger import Trigger
-from dynlight.learning.weights import InPlace, Weights
+from dynlight.learning.weights import Guide, InPlace, Reading, Weights
 
 
 class DynamicEvaluation(LightningModule):
@@ -137,6 +136,8 @@ class DynamicEvaluation(LightningModule):
         else:
             model.requires_grad_(False)
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
+        is_guided = self.objective.guide is None or self.reference is not None or not self.rules
+        require(is_guided, "reference", f"be static with an objective {self.objective}", got="null")
         self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
@@ -171,33 +172,41 @@ class DynamicEvaluation(LightningModule):
         for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
         with self.clock("static"):
-            static = self.weights.score_static(segment) if self.has_reference else None  # [D, S] under θ0
+            static, guide = self._score_static(segment)
         with self.clock("scoring"):
-            by_row, memory = self._score(segment, static)  # [R, S]: the one forward, with a graph if an update is due
-            scored = self.fetch.later(by_row), None if static is None else self.fetch.later(static)
+            reading = self._score(segment, static, guide)  # the one forward, with a graph if an update is due
+            scored = self.fetch.later(reading.nats), None if static is None else self.fetch.later(static)
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
-            early = None if waits else self._gradients(segment, by_row, self._all_rows)
+            early = None if waits else self._gradients(segment, reading, self._all_rows)
         with self.clock("scoring"):
             committed = self._commit(segment, *scored)
         with self.clock("learning"):
             learners = self.trigger.learners(segment, scored[0](), self.weights.owners)
-            finite = self._learn(segment, by_row, committed, learners, early)
+            finite = self._learn(segment, reading, guide, committed, learners, early)
             updates = self._updates(segment, None if finite is None else learners)
         seconds = self.clock.take()
         if committed is None:
             return None
-        self.weights.keep(memory)
+        self.weights.keep(reading.memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
         return replace(committed, updates=updates, seconds=seconds)
 
-    def _score(self, segment: Segment, static: Tensor | None) -> tuple[Tensor, Memory]:
-        """Nats of each row, and the next memory; no forward where the initial weights have taken over every document."""
+    def _score_static(self, segment: Segment) -> tuple[Tensor | None, Guide | None]:
+        """Nats [D, S] under θ0, and what learning is guided by; None where there is neither."""
+        if not self.has_reference:
+            return None, None
+        is_guide = self.objective.guide == "initial" and self.update_due
+        reading = self.weights.score_static(segment, keeps_logits=is_guide)
+        return reading.nats, None if reading.logits is None else Guide(reading.logits, self.objective.temperature)
+
+    def _score(self, segment: Segment, static: Tensor | None, guide: Guide | None) -> Reading:
+        """Reads each row; no forward where the initial weights have taken over every document."""
         if static is not None and self.failures.all_static(segment):
-            return static, self.weights.memory
+            return Reading(static, self.weights.memory)
         with torch.set_grad_enabled(self.update_due):
-            return self.weights.score(segment)
+            return self.weights.score(segment, guide)
 
     def _commit(self, segment: Segment, by_row: Later, static: Later | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
@@ -211,11 +220,11 @@ class DynamicEvaluation(LightningModule):
         rows = self.failures.rows(segment)
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
-    def _gradients(self, segment: Segment, nats: Tensor, learners: Sequence[bool]) -> Later | None:
-        """Takes the gradients of the rows that learn, from nats [R, S]; asks whether they are finite. None: none learns."""
+    def _gradients(self, segment: Segment, reading: Reading, learners: Sequence[bool]) -> Later | None:
+        """Takes the gradients of the rows that learn; asks whether they are finite. None: none learns."""
         if not self.update_due or not any(learners) or self.failures.all_static(segment):
             return None
-        losses = self.objective.losses(nats, self.weights.scored(segment))
+        losses = self.objective.losses(reading.nats, self.weights.scored(segment), reading.divergences)
         if not all(learners):
             losses = losses[[row for row, learns in enumerate(learners) if learns]]
         # A loss for each row, a sum over rows: each row's gradient is its own.
@@ -224,7 +233,8 @@ class DynamicEvaluation(LightningModule):
     def _learn(
         self,
         segment: Segment,
-        by_row: Tensor,
+        reading: Reading,
+        guide: Guide | None,
         committed: Score | None,
         learners: Sequence[bool],
         early: Later | None,
@@ -236,12 +246,12 @@ class DynamicEvaluation(LightningModule):
         if committed is None or len(committed.by_static) == len(committed.rows):
             self.weights.drop_gradients()
             return None
-        if (gradients := early or self._gradients(segment, by_row, learners)) is None:
+        if (gradients := early or self._gradients(segment, reading, learners)) is None:
             self.weights.drop_gradients()
             return None
         finite = self._update(gradients, learners)
         for _ in range(self.updates_due - 1):
-            again = self._gradients(segment, self.weights.score(segment)[0], learners)
+            again = self._gradients(segment, self.weights.score(segment, guide), learners)
             assert again is not None, "an update is due"
             finite = [all(both) for both in zip(finite, self._update(again, learners), strict=True)]
         return finite

@@ -18,7 +18,7 @@ from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
-from dynlight.learning.weights import Weights, all_finite, read_alone
+from dynlight.learning.weights import Guide, Reading, Weights, all_finite, read_alone
 
 
 class Stacked(Weights):
@@ -92,29 +92,32 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
+    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
         if not self.owners:
-            return segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None
+            return Reading(segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None)
         spread = segment.changed(self._spread)
+        beside = None if guide is None else guide._replace(logits=self._spread(guide.logits))
         if self.reason_against_batch is not None:
-            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context)
+            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside)
         with self._batch.of(spread.inputs):
-            return self._read(spread, self.memory, plain)
+            return self._read(spread, self.memory, beside, plain=plain)
 
     def scored(self, segment: Segment) -> Tensor:
         return self._spread(segment.targets != NOT_SCORED)
 
     @torch.no_grad()
-    def score_static(self, segment: Segment) -> Tensor:
+    def score_static(self, segment: Segment, keeps_logits: bool = False) -> Reading:
+        memory = self.static_memory
         self._switch_adapters(False)
         try:
             if self.reason_against_batch is None:
-                nats, self.static_memory = self._read(segment, self.static_memory)
+                reading = self._read(segment, memory, keeps_logits=keeps_logits)
             else:
-                nats, self.static_memory = read_alone(self.model, [], [], segment, self.static_memory, self.context)
+                reading = read_alone(self.model, [], [], segment, memory, self.context, keeps_logits=keeps_logits)
         finally:
             self._switch_adapters(True)
-        return nats
+        self.static_memory = reading.memory
+        return reading
 
     def gradients(self) -> dict[int, Tensor]:
         return {place: stack.grad for place, stack in enumerate(self.learned) if stack.grad is not None}

@@ -87,7 +87,7 @@ def reason_against_rows_alone(
     """
     inputs = _tokens(model, min(2, len(stacks[0])) if stacks else 1, _COLUMNS)
     try:
-        _learn_twice(lambda: read_alone(model, names, stacks, _segment(inputs), None, context)[0], stacks)
+        _learn_twice(lambda: read_alone(model, names, stacks, _segment(inputs), None, context).nats, stacks)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,35 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
     return nats.view_as(targets)
+
+
+def divergences(logits: Tensor, guide: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(guide ‖ model) of each token, in nats: Σ_w p(w) ln (p(w) / q(w)), both softmaxes of logits / temperature, in fp32.
+
+    Shapes: logits and guide [D, S, V] → [D, S].
+    """
+    p, q = ((each.float() / temperature).log_softmax(dim=-1) for each in (guide, logits))
+    shares = p.exp()
+    return torch.where(shares > 0, shares * (p - q), 0.0).sum(dim=-1)  # 0 · ln 0 = 0
+
+
+class Reading(NamedTuple):
+    """What a forward over a segment leaves.
+
+    Shapes: D documents, or rows; S columns; a vocabulary of V.
+    """
+
+    nats: Tensor  # fp32 [D, S]
+    memory: Memory  # for the next segment
+    divergences: Tensor | None = None  # from a guide, [D, S]
+    logits: Tensor | None = None  # [D, S, V], where they are kept
+
+
+class Guide(NamedTuple):
+    """What a forward is compared with: logits [D, S, V], both softened by a temperature."""
+
+    logits: Tensor
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -110,9 +139,16 @@ class WithWeights:
 
 
 def read_alone(
-    model: Any, names: Sequence[str], stacks: Sequence[Tensor], segment: Segment, memory: Memory, context: Context
-) -> tuple[Tensor, Memory]:
-    """Nats [R, S] of the rows of a segment, read one after another, and the next memory.
+    model: Any,
+    names: Sequence[str],
+    stacks: Sequence[Tensor],
+    segment: Segment,
+    memory: Memory,
+    context: Context,
+    guide: Guide | None = None,
+    keeps_logits: bool = False,
+) -> Reading:
+    """The rows of a segment, read one after another.
 
     Args:
         model: that reads.
@@ -121,20 +157,28 @@ def read_alone(
         segment: with a row of inputs and targets for each row.
         memory: of all rows.
         context: what a forward has in view.
+        guide: what each row is compared with.
+        keeps_logits: whether they are returned.
     """
-    call, found, memories = Call.of(model), list[Tensor](), list[Memory]()
+    call, found = Call.of(model), list[Reading]()
     for row in range(len(segment.inputs)):
         reader = WithWeights(model, {name: stack[row] for name, stack in zip(names, stacks, strict=True)})
         own = itemgetter(slice(row, row + 1))
         alone = segment.changed(own)
         logits, remembers = read(reader, alone, each_of(memory, own), context, call)
-        found.append(token_nats(logits, alone.targets))
-        memories.append(remembers)
-    return torch.cat(found), together(memories)
+        beside = None if guide is None else guide._replace(logits=own(guide.logits))
+        found.append(_reading(logits, alone.targets, remembers, beside, keeps_logits))
+    nats, memories, apart, kept = zip(*found, strict=True)
+    return Reading(
+        torch.cat(nats),
+        together(memories),
+        None if guide is None else torch.cat(apart),
+        torch.cat(kept) if keeps_logits else None,
+    )
 
 
-def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor, Memory]]:
-    """What reads a segment as `read` does and returns its nats [D, S] and the next memory.
+def nats_function(model: Any, compile: bool | str) -> Callable[..., Reading]:
+    """What reads a segment as `read` does, and may compare it with a guide, or keep its logits.
 
     Args:
         model: that reads.
@@ -148,25 +192,43 @@ def nats_function(model: Any, compile: bool | str) -> Callable[..., tuple[Tensor
 
     call = Call.of(model)
 
-    def nats_of(segment: Segment, memory: Memory, context: Context) -> tuple[Tensor, Memory]:
+    def nats_of(
+        segment: Segment, memory: Memory, context: Context, guide: Guide | None = None, keeps_logits: bool = False
+    ) -> Reading:
         # Positions are made here: as numbers they would be new to a graph in each segment.
         settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
         memory = _behind_sinks(model, call, segment, memory, context)
         if isinstance(compile, str):
             torch.compiler.cudagraph_mark_step_begin()
-        nats, next_memory = forward(model, call, segment.inputs, segment.targets, settings, memory, room)
+        inputs, targets = segment.inputs, segment.targets
+        reading: Reading = forward(model, call, inputs, targets, settings, memory, room, guide, keeps_logits)
         if isinstance(compile, str):  # the next replay of a CUDA graph writes over what this one has returned
-            nats, next_memory = nats.clone(), each_of(next_memory, torch.clone)
-        return nats, next_memory
+            nats, next_memory, *others = reading
+            cloned = [None if other is None else other.clone() for other in others]
+            return Reading(nats.clone(), each_of(next_memory, torch.clone), *cloned)
+        return reading
 
     return nats_of
 
 
 def _nats(
-    model: Any, call: Call, inputs: Tensor, targets: Tensor, settings: dict[str, Any], memory: Memory, room: int | None
-) -> tuple[Tensor, Memory]:
+    model: Any,
+    call: Call,
+    inputs: Tensor,
+    targets: Tensor,
+    settings: dict[str, Any],
+    memory: Memory,
+    room: int | None,
+    guide: Guide | None,
+    keeps_logits: bool,
+) -> Reading:
     logits, memory = _forward(model, call, inputs, targets.shape[1], settings, memory, room)
-    return token_nats(logits, targets), memory
+    return _reading(logits, targets, memory, guide, keeps_logits)
+
+
+def _reading(logits: Tensor, targets: Tensor, memory: Memory, guide: Guide | None, keeps_logits: bool) -> Reading:
+    apart = None if guide is None else divergences(logits, *guide)
+    return Reading(token_nats(logits, targets), memory, apart, logits if keeps_logits else None)
 
 
 def _forward(
@@ -256,12 +318,12 @@ class Weights(ABC):
         """Drops all but the first `documents` documents of a wave from weights, memory and optimizer state."""
 
     @abstractmethod
-    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
-        """Nats [R, S] of a segment, each row under its own weights, and the next memory; `plain`: not compiled."""
+    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
+        """Reads a segment, each row under its own weights; `guide`: of each document, [D, S, V]; `plain`: not compiled."""
 
     @abstractmethod
-    def score_static(self, segment: Segment) -> Tensor:
-        """Nats [D, S] of a segment under θ0, which has a memory of its own.
+    def score_static(self, segment: Segment, keeps_logits: bool = False) -> Reading:
+        """Reads a segment under θ0, which has a memory of its own.
 
         Not to be called between a forward and its backward, as θ0 may take the place of the learned weights.
         """
@@ -326,10 +388,17 @@ class Weights(ABC):
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
 
-    def _read(self, segment: Segment, memory: Memory, plain: bool = False) -> tuple[Tensor, Memory]:
-        """Nats of a segment by the model as it is now, and the next memory; `plain`: not compiled."""
+    def _read(
+        self,
+        segment: Segment,
+        memory: Memory,
+        guide: Guide | None = None,
+        keeps_logits: bool = False,
+        plain: bool = False,
+    ) -> Reading:
+        """Reads a segment by the model as it is now; `plain`: not compiled."""
         nats_of = nats_function(self.model, False) if plain else self._nats_of
-        return nats_of(segment, memory, self.context)
+        return nats_of(segment, memory, self.context, guide, keeps_logits)
 
     def _switch_adapters(self, on: bool) -> None:
         for adapter in self._adapters:
@@ -354,14 +423,15 @@ class InPlace(Weights):
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """One document at a time: there is none to drop."""
 
-    def score(self, segment: Segment, plain: bool = False) -> tuple[Tensor, Memory]:
-        return self._read(segment, self.memory, plain)
+    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
+        return self._read(segment, self.memory, guide, plain=plain)
 
     @torch.no_grad()
-    def score_static(self, segment: Segment) -> Tensor:
+    def score_static(self, segment: Segment, keeps_logits: bool = False) -> Reading:
         with self._under_initial():
-            nats, self.static_memory = self._read(segment, self.static_memory)
-        return nats
+            reading = self._read(segment, self.static_memory, keeps_logits=keeps_logits)
+        self.static_memory = reading.memory
+        return reading
 
     def scored(self, segment: Segment) -> Tensor:
         return segment.targets != NOT_SCORED

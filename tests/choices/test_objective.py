@@ -12,6 +12,7 @@ from running import as_ours, random_tokens, run
 
 from dynlight import (
     All,
+    Anchored,
     Compressed,
     GradientStatistics,
     LoRA,
@@ -23,6 +24,7 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
+from dynlight.learning.weights import divergences
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -163,7 +165,62 @@ def test_each_rate_by_itself(choices):
             assert [each[rule] for each in updates.made[index]] == [each for (each,) in made[index]]
 
 
+def anchored(documents, weight, update):
+    """Nats of each document: windows of 40 tokens, 16 of them new, each scored, then learned from."""
+    found = []
+    for tokens in documents:
+        model, initial = tiny(), tiny()
+        optimizer, sequence, sums = as_ours(update, list(model.parameters())), torch.tensor([[0, *tokens]]), []
+        for start in range(0, len(tokens), 16):
+            stop = min(start + 16, len(tokens))
+            inputs, targets = sequence[:, max(0, stop - 40) : stop], sequence[0, start + 1 : stop + 1]
+            q, p = (each(input_ids=inputs).logits[0, start - stop :].log_softmax(-1) for each in (model, initial))
+            nats = -q[range(len(targets)), targets]
+            sums.append(float(nats.detach().double().sum()))
+            optimizer.zero_grad()
+            (nats.mean() + weight * (p.detach().exp() * (p.detach() - q)).sum(-1).mean()).backward()
+            optimizer.step()
+        found.append(sum(sums))
+    return found
+
+
+@pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
+def test_an_anchor_equals_a_loop(update):
+    context, choices = Overlapping(16, 40), {"objective": Anchored(0.7), "update": update, "reference": "static"}
+    expected = anchored(DOCUMENTS, 0.7, update)
+    for together in (1, 3):
+        found = run(tiny(), DOCUMENTS, context, together=together, **choices)
+        nats = [float(torch.cat(each).double().sum()) for each in found.nats]
+        assert nats == pytest.approx(expected, rel=1e-5)
+        assert nats != pytest.approx(anchored(DOCUMENTS, 0.0, update), rel=1e-3)
+    twice = run(tiny(), DOCUMENTS, context, schedule=UpdateFrequency(passes=2), **choices).nats
+    beside = run(tiny(), DOCUMENTS, context, together=3, schedule=UpdateFrequency(passes=2), **choices).nats
+    for one, other in zip(twice, beside, strict=True):
+        assert float(torch.cat(one).sum()) == pytest.approx(float(torch.cat(other).sum()), rel=1e-5)
+
+
+def test_an_anchor_holds():
+    """The heavier it is, the nearer scores stay to those of the initial weights."""
+    static = read(update=None)[0]
+    away = []
+    for weight in (0.0, 1.0, 10.0):
+        nats = read(update=partial(torch.optim.SGD, lr=0.02), objective=Anchored(weight), reference="static")[0]
+        away.append(sum(abs(one - other) for one, other in zip(nats, static, strict=True)))
+    assert away[0] > away[1] > away[2] > 0
+
+
+def test_divergences_by_hand():
+    guide, logits = torch.tensor([[[0.0, math.log(3), -math.inf]]]), torch.tensor([[[0.0, 0.0, -math.inf]]])
+    expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert divergences(logits, guide).item() == pytest.approx(expected)
+    assert divergences(guide, guide).item() == 0
+    shares = [1 / (1 + math.sqrt(3)), math.sqrt(3) / (1 + math.sqrt(3))]
+    softer = sum(share * math.log(share / 0.5) for share in shares)
+    assert divergences(logits, guide, temperature=2.0).item() == pytest.approx(softer)
+
+
 NEUTRAL = {
+    "anchored": {"objective": Anchored(0.0), "reference": "static"},
     "next token": {"objective": NextToken()},
     "segments": {"objective": Surprising(-math.inf)},
     "tokens": {"objective": Surprising(-math.inf, of="tokens")},
@@ -235,6 +292,11 @@ def test_flops_are_those_of_what_was_done():
         (lambda: Surprising(math.nan), "objective.threshold must be a number, got nan"),
         (lambda: Surprising(3.0, weight=0.0), "objective.weight must be above 0, got 0.0; choose null"),
         (lambda: Surprising(-math.inf, weight=0.1), "objective.weight must be null where objective.threshold is -.inf"),
+        (lambda: Anchored(-1.0), "objective.weight must be at least 0 and finite, got -1.0"),
+        (
+            lambda: run(tiny(), [[1]], Overlapping(4, 4), update=SGD, objective=Anchored(0.5)),
+            "reference must be static with an objective every token, anchored to the initial weights by 0.5, got null",
+        ),
         (lambda: Surprising(3.0, of="words"), "objective.of must be segments or tokens, got words"),
         (lambda: UpdateFrequency(above=math.nan), "schedule.above must be a number, got nan"),
     ],
