@@ -8,5 +8,8 @@ class Learner(Protocol):
 
     updates_due: int  # updates to make from the next segment
 
-    def reset(self, documents: int) -> None:
-        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""
+    def reset(self, documents: int, keep: float) -> None:
+        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin.
+
+        `keep` is the share of what was learned that stays.
+        """

@@ -10,6 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 
 from dynlight.choices.gradient import Gradient, Sparse
 from dynlight.choices.parameters import blocks_of
+from dynlight.choices.reset import ResetWeights
 from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
 from dynlight.errors import SettingError, require
 from dynlight.learning.processes.processes import way_of
@@ -22,7 +23,7 @@ def check_run(
     rules: Sequence[Update],
     gradient: Sequence[Gradient],
     is_mixed: bool,
-    carries_over: bool,
+    reset: ResetWeights,
     together: int | str,
 ) -> None:
     """Raises SettingError where a Trainer cannot run these choices, or not with so many documents together.
@@ -33,17 +34,17 @@ def check_run(
         rules: those that learn from each document.
         gradient: what becomes of the gradient before the update.
         is_mixed: whether a mixture predicts.
-        carries_over: whether what is learned from one document is carried on to the next.
+        reset: when what was learned is forgotten.
         together: how many documents adapt at once; `auto`: as many as fit, but one where they can't adapt together.
     """
     documents = 1 if isinstance(together, str) else together
     stacked = f"where data.together is {documents}" if documents > 1 else "in a mixture" if is_mixed else None
-    check_processes(trainer, carries_over, bool(rules), is_mixed)
+    check_processes(trainer, reset, bool(rules), is_mixed)
     if way_of(trainer.strategy) == "sharded":
         check_sharded(model, rules, gradient, is_mixed, together)
     check_precision(trainer.precision)
     check_types(model, trainer.precision)
-    check_together(documents, carries_over)
+    check_together(documents, reset)
     check_rules(rules, model, stacked)
     check_gradient(gradient if rules else (), model)
 
@@ -76,12 +77,13 @@ def check_types(model: nn.Module, precision: str | int | None) -> None:
         )
 
 
-def check_together(together: int, carries_over: bool) -> None:
+def check_together(together: int, reset: ResetWeights) -> None:
     """Raises SettingError where documents would adapt together although one learns on from another."""
+    setting = "reset.every never" if reset.every == "never" else "reset.keep above 0"
     require(
-        together == 1 or not carries_over,
+        together == 1 or not reset.carries_over,
         "data.together",
-        "be 1 with reset.every never, as what is learned from one document is carried on to the next",
+        f"be 1 with {setting}, as what is learned from one document is carried on to the next",
         got=together,
     )
 
@@ -102,17 +104,20 @@ def check_gradient(gradient: Sequence[Gradient], model: nn.Module) -> None:
             check_statistics(change.statistics, model, "gradient.statistics")
 
 
-def check_processes(trainer: Trainer, carries_over: bool, learns: bool, is_mixed: bool) -> None:
+def check_processes(trainer: Trainer, reset: ResetWeights, learns: bool, is_mixed: bool) -> None:
     """Raises SettingError where the Trainer's strategy does not suit how, and whether, weights learn."""
     way, strategy = way_of(trainer.strategy), trainer.strategy
-    if learns and carries_over and way == "documents" and trainer.world_size > 1:
+    is_alone = trainer.world_size == 1 or way == "sharded" or not learns
+    require(is_alone or reset.keep == 0, "trainer.devices", "be 1 with reset.keep above 0, as documents learn on from "
+            "each other", got=trainer.world_size)  # fmt: skip
+    if learns and reset.carries_over and way == "documents" and trainer.world_size > 1:
         raise SettingError(
             "trainer.strategy",
             "be ddp on several devices with reset.every never",
             got="document_parallel, in which none learns from what another has read",
         )
     if way == "in_step":
-        _check_in_step(strategy, carries_over, learns, is_mixed)
+        _check_in_step(strategy, reset.carries_over, learns, is_mixed)
     elif way == "alone" and not isinstance(strategy, SingleDeviceStrategy):
         raise SettingError(
             "trainer.strategy",

@@ -143,6 +143,7 @@ class DynamicEvaluation(LightningModule):
         self.gradients = OwnGradients()
         self.fetch = Fetch()
         self._processes: Processes | None = None
+        self._last_read: list[int] = []  # the documents of the last segment
         self.totals = Totals()
         self.takes_digests = digests
         self.compile_mode = compile
@@ -153,7 +154,7 @@ class DynamicEvaluation(LightningModule):
 
     def training_step(self, segment: Segment, batch_idx: int) -> None:
         """Scores the segment, commits the score, then learns from it."""
-        self.score = None
+        self.score, self._last_read = None, [document.index for document in segment.documents]
         self.weights.enter(segment, self.optimizers_of_rules)
         before = self._digests(segment)
         score = self._score_and_learn(segment) if self.failures.rows(segment) else None
@@ -282,9 +283,13 @@ class DynamicEvaluation(LightningModule):
     def _all_rows(self) -> list[bool]:
         return [True] * len(self.weights.owners)
 
-    def reset(self, documents: int = 1) -> None:
-        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin."""
-        self.weights.reset(documents)
+    def reset(self, documents: int = 1, keep: float = 0.0) -> None:
+        """Restores the initial weights, optimizer state and random state, for the `documents` documents that begin.
+
+        `keep` is the share of what was learned that stays; of a document that failed, nothing does.
+        """
+        has_failed = any(document in self.failures.of_documents for document in self._last_read)
+        self.weights.reset(documents, 0.0 if has_failed else keep)
         self.predictor.begin(documents)
         _set_random_state(self._random_state, self.device)
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
@@ -388,8 +393,8 @@ class DynamicEvaluation(LightningModule):
 
     def check(self, trainer: Trainer, together: int | Literal["auto"] = 1) -> None:
         """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
-        is_mixed, carries_over = self.mixture is not None, self.reset_weights.carries_over
-        check_run(trainer, self.model, self.rules, self.gradient, is_mixed, carries_over, together)
+        is_mixed = self.mixture is not None
+        check_run(trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together)
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
@@ -432,7 +437,7 @@ class DynamicEvaluation(LightningModule):
         """The state between two segments, from which a run can go on: tensors and plain data."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers_of_rules]
         states = {name: keeper.progress_state() for name, keeper in self._state_keepers.items()}
-        return states | {"optimizers": optimizers, "random": self._random_state}
+        return states | {"optimizers": optimizers, "random": self._random_state, "last_read": self._last_read}
 
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
@@ -441,6 +446,7 @@ class DynamicEvaluation(LightningModule):
                 keeper.load_progress_state(state[name])
         for optimizer, saved in zip(self.optimizers_of_rules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        self._last_read = state.get("last_read", [])
         random = state["random"]
         self._random_state = {"cpu": random} if isinstance(random, Tensor) else random  # one tensor in dynlight 0.1
 

@@ -154,10 +154,14 @@ class Stacked(Weights):
         self._sums = None
 
     @torch.no_grad()
-    def reset(self, documents: int) -> None:
+    def reset(self, documents: int, keep: float = 0.0) -> None:
         rows = documents * len(self.of_rules)
+        kept = [(row, rule) for row, (rule, _) in enumerate(self.owners)] if keep else []  # of one document
         for storage, initial in zip(self._storage, self.initial, strict=True):
+            learned = [storage[row] - initial for row, _ in kept]
             storage[:rows].copy_(initial)
+            for (_, rule), change in zip(kept, learned, strict=True):
+                storage[rule].add_(change, alpha=keep)
         for error in chain(*self._error_storage):
             error.zero_()
         self._running = documents

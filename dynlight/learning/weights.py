@@ -373,8 +373,8 @@ class Weights(ABC):
             weight.grad = None
 
     @abstractmethod
-    def reset(self, documents: int) -> None:
-        """θ ← θ0 for the documents of a new wave."""
+    def reset(self, documents: int, keep: float = 0.0) -> None:
+        """θ ← θ0 + keep · (θ − θ0) for the documents of a new wave, which is a single one if anything is kept."""
 
     @abstractmethod
     def digests(self, documents: int, fetch: Fetch) -> WeightDigests:
@@ -457,8 +457,11 @@ class InPlace(Weights):
         self._sums = None
 
     @torch.no_grad()
-    def reset(self, documents: int = 1) -> None:
-        if self.learned:
+    def reset(self, documents: int = 1, keep: float = 0.0) -> None:
+        if keep:
+            for weight, initial in zip(self.learned, self.initial, strict=True):
+                weight.copy_(torch.add(initial, weight - initial, alpha=keep))
+        elif self.learned:
             torch._foreach_copy_(self.learned, self.initial)
         for error in chain(*self.errors):
             error.zero_()

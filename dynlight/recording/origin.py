@@ -23,6 +23,7 @@ _ADDED = {
     "gradient": "None",
     "model.gguf_file": "None",
     "objective.class_path": "dynlight.NextToken",
+    "reset.keep": "0.0",
     "schedule.above": "None",
     "schedule.above_mean": "None",
 }

@@ -57,7 +57,7 @@ def help_text() -> str:
         "update": f"how they change: {rules}; null: nothing is learned (with a mixture: by rules of its own)",
         "gradient": f"what becomes of the gradient before, a list: {', '.join(subclasses('gradient', 'Gradient'))}",
         "schedule": "when: every, passes, above, above_mean",
-        "reset": "when it is forgotten: every (document or never)",
+        "reset": "when it is forgotten: every (document or never), keep",
         "mixture": "how several rates predict together: switching; {}: no rate is needed",
     }
     lines = [

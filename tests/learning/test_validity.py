@@ -116,6 +116,36 @@ def test_without_reset_learning_carries_on():
     assert torch.cat(kept.nats[1]).sum() < torch.cat(kept.nats[0]).sum()
 
 
+def test_a_softer_reset_keeps_a_share_of_what_was_learned():
+    """As a difference from a loop over two documents, and the neutral settings to the last bit."""
+    documents, context = [random_tokens(64, 6), random_tokens(50, 7)], TransformerXL(SEGMENT, 24)
+    model, initial = tiny(), tiny()
+    first = run(model, documents[:1], context, **LEARN)
+    with torch.no_grad():
+        for weight, theta in zip(model.parameters(), initial.parameters(), strict=True):
+            weight.copy_(theta + 0.3 * (weight - theta))
+    second = run(model, documents[1:], context, **LEARN)
+    kept = run(tiny(), documents, context, reset=ResetWeights(keep=0.3), **LEARN)
+    torch.testing.assert_close(torch.cat(kept.nats[0]), torch.cat(first.nats[0]), rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(kept.nats[1]), torch.cat(second.nats[0]))
+    rates = {"update": torch.optim.AdamW, "rates": [3e-3]}  # a mixture of a single rule
+    mixed = run(tiny(), documents, context, reset=ResetWeights(keep=0.3), **rates)
+    torch.testing.assert_close(torch.cat(mixed.nats[1]).float(), torch.cat(kept.nats[1]), rtol=1e-4, atol=1e-4)
+    forgotten = run(tiny(), documents, context, reset=ResetWeights(keep=0.0), **LEARN)
+    plain = run(tiny(), documents, context, **LEARN)
+    for one, other in zip(forgotten.nats, plain.nats, strict=True):
+        assert torch.equal(torch.cat(one), torch.cat(other))
+
+
+def test_of_a_document_that_failed_nothing_stays():
+    documents = [random_tokens(64, 6), random_tokens(50, 7)]
+    choices = {"update": partial(torch.optim.SGD, lr=1e30)}
+    kept = run(tiny(), documents, TransformerXL(SEGMENT, 24), reset=ResetWeights(keep=0.5), **choices)
+    plain = run(tiny(), documents, TransformerXL(SEGMENT, 24), **choices)
+    assert kept.nats[1]
+    assert all(torch.equal(one, other) for one, other in zip(kept.nats[1], plain.nats[1], strict=True))
+
+
 def test_reset_restores_weights_optimizer_and_random_state():
     model = tiny()
     before = [parameter.detach().clone() for parameter in model.parameters()]

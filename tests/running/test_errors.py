@@ -209,6 +209,7 @@ KNOWN_BEFORE_LOADING = {
         at("objective", {"class_path": "Surprising", "init_args": {"threshold": 3, "weight": 0}}),
         "objective.weight must be above 0, got 0.0; choose null to weigh all alike",
     ),
+    "more kept than was learned": (at("reset.keep", 1.5), "reset.keep must be from 0 to 1, got 1.5"),
     "text for a trigger": (at("schedule.above", "much"), "schedule.above must be a number or null, got much"),
     "masks from nothing": (
         at("gradient", [{"class_path": "Sparse", "init_args": {"share": 0.1, "by": "fisher"}}]),
