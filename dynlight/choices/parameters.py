@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dynlight.errors import SettingError
+from dynlight.errors import SettingError, require_at_least
 
 
 class Parameters(ABC):
@@ -53,9 +53,10 @@ class LoRA(Parameters):
         targets: `all-linear` (all but the output layer), or the names of modules, or one regular expression.
         dropout: must be 0: dropout would make the score random.
         seed: of A's values, the same for every document.
+        ranks: of some modules, in place of `rank`: by a regular expression that the end of their names matches.
 
     Raises:
-        SettingError: if a number is out of range, or no module of the model matches `targets`.
+        SettingError: if a number is out of range, or no module of the model matches `targets` or a pattern of `ranks`.
     """
 
     are_adapters = True
@@ -67,7 +68,15 @@ class LoRA(Parameters):
         targets: str | list[str] = "all-linear",
         dropout: float = 0.0,
         seed: int = 0,
+        ranks: dict[str, int] | None = None,
     ) -> None:
+        for pattern, own in (ranks or {}).items():
+            require_at_least(f"parameters.ranks.{pattern}", 1, own)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                got = f"{pattern} ({error})"
+                raise SettingError("parameters.ranks", "have regular expressions as keys", got=got) from error
         if rank < 1:
             raise SettingError("parameters.rank", "be at least 1", got=rank)
         if not alpha > 0:
@@ -78,10 +87,17 @@ class LoRA(Parameters):
         self.alpha = alpha
         self.targets = targets
         self.seed = seed
+        self.ranks = dict(ranks or {})
 
     def prepare(self, model: PreTrainedModel) -> None:
         names = ", ".join(_linear_names(model))  # before PEFT wraps some
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=0.0)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=self.targets,
+            lora_dropout=0.0,
+            rank_pattern=dict(self.ranks),
+        )
         with torch.random.fork_rng(), warnings.catch_warnings():
             # PEFT warns that GPT-2 stores its matrices transposed, and then does the right thing.
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
@@ -103,12 +119,19 @@ class LoRA(Parameters):
                     got=self.targets,
                     advice=f"choose {'' if self.targets == 'all-linear' else 'all-linear or '}some of {names}",
                 ) from error
+        adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+        for pattern in self.ranks:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):  # as PEFT does
+                example = f"choose one as {adapted[0].rpartition('.')[2]}"
+                must = "match the end of the name of an adapted module"
+                raise SettingError(f"parameters.ranks.{pattern}", must, got="none", advice=example)
         replace_modules(model, lambda module: AdaptedLinear(module) if type(module) is lora.Linear else None)
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
 
     def __str__(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
-        return f"LoRA(rank {self.rank}, alpha {self.alpha:g}, {targets})"
+        ranks = "".join(f", {pattern} {rank}" for pattern, rank in self.ranks.items())
+        return f"LoRA(rank {self.rank}{ranks}, alpha {self.alpha:g}, {targets})"
 
 
 class AdaptedLinear(nn.Module):

@@ -5,7 +5,8 @@ what is checked and set of any rule.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -98,6 +99,44 @@ def at_rate(update: Update, rate: float) -> Update:
         return optimizer
 
     return make
+
+
+def factors_of(names: Sequence[str], factors: Mapping[str, float]) -> list[float]:
+    """Of each learned weight the factor of its learning rate: that of the last pattern found in its name, else 1.
+
+    Args:
+        names: of the learned weights.
+        factors: by regular expression.
+
+    Raises:
+        SettingError: if a factor is negative or not finite, or a pattern is none, or in no name.
+    """
+    found = [1.0] * len(names)
+    for pattern, factor in factors.items():
+        setting = f"rate_factors.{pattern}"
+        require(0 <= factor < math.inf, setting, "be at least 0 and finite", got=factor)
+        try:
+            places = [place for place, name in enumerate(names) if re.search(pattern, name)]
+        except re.error as error:
+            got = f"{pattern} ({error})"
+            raise SettingError("rate_factors", "have regular expressions as keys", got=got) from error
+        if not places:
+            raise SettingError(
+                setting, "be found in the name of a learned weight", got="none", advice=f"a name looks like {names[0]}"
+            )
+        for place in places:
+            found[place] = factor
+    return found
+
+
+def scale_rates(optimizer: Optimizer, factors: Mapping[Parameter, float]) -> None:
+    """Multiplies each weight's learning rate by its factor: weights of one factor become a group of the optimizer's."""
+    groups = []
+    for group in optimizer.param_groups:
+        for factor in dict.fromkeys(factors[weight] for weight in group["params"]):
+            weights = [weight for weight in group["params"] if factors[weight] == factor]
+            groups.append({**group, "params": weights, "lr": group["lr"] * factor})
+    optimizer.param_groups = groups
 
 
 def new_optimizer(update: Update, weights: Sequence[Parameter], stacked: str | None = None) -> Optimizer:

@@ -9,7 +9,7 @@ for segment in document:                        # Trainer.fit
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from dynlight.choices.objective import NextToken, Objective
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
-from dynlight.choices.update import Update, rules_of, usual_rates
+from dynlight.choices.update import Update, factors_of, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
 from dynlight.errors import require
 from dynlight.learning.advice import advise
@@ -78,6 +78,7 @@ class DynamicEvaluation(LightningModule):
         clip: the largest gradient norm of a document; None: no bound. The same as `Clip` in front of `gradient`.
         gradient: what becomes of the gradient before the update, change by change (default: nothing).
         rates: learning rates in place of the update's own; every document is learned from at each, separately.
+        rate_factors: by what the learning rate of some weights is multiplied, by a regular expression in their names.
         mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` is
             given, because the best single rate is known only afterwards; otherwise no mixture.
         on_failure: what becomes of a document whose nats or gradients are not finite: `stop` leaves it out of all sums;
@@ -104,6 +105,7 @@ class DynamicEvaluation(LightningModule):
         clip: float | None = None,
         gradient: Sequence[Gradient] | None = None,
         rates: Sequence[float] | None = None,
+        rate_factors: Mapping[str, float] | None = None,
         mixture: Mixture | None = None,
         on_failure: Literal["stop", "static"] = "stop",
         digests: bool = False,
@@ -135,6 +137,8 @@ class DynamicEvaluation(LightningModule):
             self.learnable.prepare(model)
         else:
             model.requires_grad_(False)
+        self.rate_factors = dict(rate_factors or {}) if self.rules else {}
+        self._factors = self._factors_of_weights()
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
         is_guided = self.objective.guide is None or self.reference is not None or not self.rules
         require(is_guided, "reference", f"be static with an objective {self.objective}", got="null")
@@ -295,6 +299,11 @@ class DynamicEvaluation(LightningModule):
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
             optimizer.load_state_dict(copy.deepcopy(initial))
 
+    def _factors_of_weights(self) -> list[float] | None:
+        """Of each learned weight the factor of its rate; None: all are 1."""
+        names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+        return factors_of(names, self.rate_factors) if self.rate_factors else None
+
     def _digests(self, segment: Segment) -> WeightDigests | None:
         return self.weights.digests(len(segment.documents), self.fetch) if self.takes_digests else None
 
@@ -327,7 +336,9 @@ class DynamicEvaluation(LightningModule):
     def protocol(self) -> str:
         """The choices in one line: what a number of this run means."""
         chosen = self.context, self.learnable, self.experts, self.schedule, self.reset_weights
-        return protocol(*chosen, mixture=self.mixture, gradient=self.gradient, objective=self.objective)
+        return protocol(
+            *chosen, mixture=self.mixture, gradient=self.gradient, objective=self.objective, factors=self.rate_factors
+        )
 
     @cached_property
     def flop_counter(self) -> FlopCounter:
@@ -387,7 +398,9 @@ class DynamicEvaluation(LightningModule):
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
         statistics_of = partial(load_or_collect, model=self.model, tokenizer=self.tokenizer, context=self.context)
-        self.optimizers_of_rules = make_optimizers(self.rules, self.weights, self.gradient, statistics_of)
+        self.optimizers_of_rules = make_optimizers(
+            self.rules, self.weights, self.gradient, statistics_of, self._factors
+        )
         self._initial_optimizer_states = [copy.deepcopy(each.state_dict()) for each in self.optimizers_of_rules]
         return self.optimizers_of_rules
 

@@ -1,12 +1,13 @@
 """Optimizers: the rules that learn, each applied to its weights and ready to update them."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 from torch import Tensor
 from torch.optim import Adagrad, Optimizer
 
 from dynlight.choices.gradient import Gradient, Sparse
-from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer
+from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer, scale_rates
 from dynlight.learning.weights import Weights
 
 
@@ -15,6 +16,7 @@ def make_optimizers(
     weights: Weights,
     gradient: Sequence[Gradient],
     statistics_of: Callable[[GradientStatistics], list[Tensor]],
+    factors: Sequence[float] | None = None,
 ) -> list[Optimizer]:
     """The optimizer of each rule, ready to update its weights; the changes of the gradient are made ready too.
 
@@ -23,6 +25,7 @@ def make_optimizers(
         weights: those that the rules change.
         gradient: what becomes of the gradient before.
         statistics_of: MS of each learned weight, for what needs to know it.
+        factors: of each learned weight's rate; None: all are 1.
 
     Raises:
         SettingError: if a rule cannot learn from one gradient an update, or refuses these weights.
@@ -43,6 +46,8 @@ def make_optimizers(
         if isinstance(optimizer, NeedsStatistics):
             times = len(learned) // len(weights.initial)  # a parameter for each document, where rows learn apart
             optimizer.use_statistics(known(optimizer.statistics) * times, weights.initial * times)
+        if factors is not None:
+            scale_rates(optimizer, dict(zip(learned, cycle(factors), strict=False)))
         for group in optimizer.param_groups:
             # One fused kernel for all weights, as torch itself chooses on CUDA; on CPU it must be asked.
             if "fused" in group and group["fused"] is None and not group.get("foreach"):

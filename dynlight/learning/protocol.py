@@ -1,6 +1,6 @@
 """Protocol: the choices of a run in one line, and the names of the experts that scored the documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,17 @@ def protocol(
     mixture: Any = None,
     gradient: Sequence[Any] = (),
     objective: Any = None,
+    factors: Mapping[str, float] | None = None,
 ) -> str:
     """The choices in one line: what a number of this run means."""
     learning = [expert.name for expert in experts if expert.rule is not None]
     by = " and ".join(learning) or "nothing (static)"
     by += f" {', '.join(map(str, gradient))}" if gradient and learning else ""
+    by += (
+        f" ({', '.join(f'{name} at {factor:g} × lr' for name, factor in factors.items())})"
+        if factors and learning
+        else ""
+    )
     by += f" from {objective}" if learning and not isinstance(objective, NextToken | None) else ""
     mixed = f"{mixture} · " if mixture is not None else ""
     return f"context {context} · learns {parameters} · by {by} · {mixed}schedule {schedule} · reset {reset}"

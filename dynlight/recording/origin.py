@@ -23,6 +23,8 @@ _ADDED = {
     "gradient": "None",
     "model.gguf_file": "None",
     "objective.class_path": "dynlight.NextToken",
+    "parameters.ranks": "None",
+    "rate_factors": "None",
     "reset.keep": "0.0",
     "schedule.above": "None",
     "schedule.above_mean": "None",

@@ -43,6 +43,7 @@ CHOICES = (
     "clip",
     "gradient",
     "rates",
+    "rate_factors",
     "mixture",
     "on_failure",
 )
@@ -78,6 +79,7 @@ def parser() -> ArgumentParser:
     settings.add_argument("--clip", type=float | None, default=None)
     settings.add_argument("--gradient", type=list[Gradient] | None, default=None)
     settings.add_argument("--rates", type=list[float] | None, default=None)
+    settings.add_argument("--rate_factors", type=dict[str, float] | None, default=None)
     settings.add_argument("--mixture", type=Mixture | None, default=None)
     others = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
     settings.add_class_arguments(Trainer, "trainer", skip=others, instantiate=False)

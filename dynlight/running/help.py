@@ -35,6 +35,8 @@ around them
   clip              the largest gradient norm of a document; null: no bound;
                     short for a Clip in front of gradient
   rates             learning rates that each learn from every document
+  rate_factors      by what the rate of some weights is multiplied, by a
+                    regular expression in their names: {lm_head: 0.1}
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy (several: document_parallel; a model larger than
                     one: model_parallel), num_nodes, logger, callbacks
