@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dynlight.choices.context import Overlapping, TransformerXL, position_limit
+from dynlight.choices.parameters import AdaptedLinear
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.rows import Batch, kinds_one_by_one
 from dynlight.learning.weights import read, read_alone, token_nats
@@ -158,8 +159,17 @@ def reason_against_reading(model: PreTrainedModel, context: Context) -> str | No
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises
-        return f"which cannot be read so ({_first_line(error)})"
+        return f"which cannot be read so ({_passed_by(model, error) or _first_line(error)})"
     return None
+
+
+def _passed_by(model: PreTrainedModel, error: Exception) -> str | None:
+    """Which adapter a model passes by, where it reads the weight of the layer itself; None: something else went wrong."""
+    adapted = getattr(error, "obj", None)  # of an AttributeError, what has no such attribute
+    if not isinstance(adapted, AdaptedLinear):
+        return None
+    name = next(name for name, module in model.named_modules() if module is adapted)
+    return f"its forward reads the weight of {name.rpartition('.')[2]} past the adapter there"
 
 
 def _apart(found: Tensor, expected: Tensor) -> str | None:

@@ -111,9 +111,14 @@ def kind_of(document: str) -> str:
 
 
 def statics(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """What the model scores with nothing learned, by the tokens in view."""
-    found = {SEGMENT + memory: role(own, "static") for _, memory, own in points_of(rows)}
+    """What the model scores with nothing learned, by the tokens in view, of the points that read the texts as far as any."""
+    found = {SEGMENT + memory: role(own, "static") for _, memory, own in points_of(rows) if reads_all(rows, own)}
     return dict(sorted(found.items()))
+
+
+def reads_all(rows: pd.DataFrame, point: pd.DataFrame) -> bool:
+    """Whether a point reads the texts as far as any of the points does."""
+    return bool(point.position.max() == rows.position.max())
 
 
 def figure(rows: pd.DataFrame) -> Figure:
@@ -124,9 +129,13 @@ def figure(rows: pd.DataFrame) -> Figure:
     learned = [(method, memory, own) for method, memory, own in points_of(rows) if method != "static"]
     colors = dict(zip(dict.fromkeys(method for method, _, _ in learned), pictures.OTHER, strict=False))
     for method, color in colors.items():
-        own = sorted((memory, of) for name, memory, of in learned if name == method)
-        scores = [results.totals(role(of, "adapted"), ["role"]).bits_per_byte.iloc[0] for _, of in own]
-        left.plot([SEGMENT + memory for memory, _ in own], scores, "o-", color=color, label=TITLES[method])
+        points = {memory: of for name, memory, of in learned if name == method and reads_all(rows, of)}
+        scores = {
+            SEGMENT + memory: results.totals(role(of, "adapted"), ["role"]).bits_per_byte.iloc[0]
+            for memory, of in sorted(points.items())
+        }
+        if scores:
+            left.plot(list(scores), list(scores.values()), "o-", color=color, label=TITLES[method])
     left.set_xscale("log", base=2)
     pictures.label(left, "tokens in view")
     method, memory, own = best(rows)
@@ -141,7 +150,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     pictures.label(middle, "bits per byte gained", "", f"{TITLES[method]}, memory {memory:,}")
     for method, memory, own in learned:
         nats = own.pivot_table(index="position", columns="role", values="nats", aggfunc="sum")
-        style = "o-" if memory == max(map(int, LEARNED)) else "o:"
+        style = "o-" if memory == MEMORY else "o:"
         gain = 100 * (1 - nats.adapted / nats.static)
         right.plot(
             nats.index + EVERY / 2,
@@ -167,9 +176,13 @@ def gain(rows: pd.DataFrame, over: str = "static") -> results.Margin:
     return results.margin(role(rows, over), role(rows, "adapted"))
 
 
-def best(rows: pd.DataFrame, memory: int = 1024) -> tuple[str, int, pd.DataFrame]:
-    """The point that scores best of those that learn beside so much memory."""
-    learned = [point for point in points_of(rows) if point[0] != "static" and point[1] == memory]
+def best(rows: pd.DataFrame) -> tuple[str, int, pd.DataFrame]:
+    """The point that scores best of those that learn from all of the texts beside the same memory, at a rate that was chosen."""
+    learned = [
+        (method, memory, own)
+        for method, memory, own in points_of(rows)
+        if method not in ("static", "mixture") and memory == MEMORY and reads_all(rows, own)
+    ]
     return min(learned, key=lambda point: role(point[2], "adapted").nats.sum())
 
 

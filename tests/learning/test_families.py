@@ -273,3 +273,13 @@ def test_the_embedding_may_have_an_adapter():
         together = run(tiny("qwen3"), TOKENS, Overlapping(16, 40), together=3, **lora).nats
     for mine, others in zip(alone, together, strict=True):
         torch.testing.assert_close(torch.cat(mine), torch.cat(others), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_is_read_past_its_adapter_is_named(monkeypatch):
+    def forward(self, x):
+        return torch.nn.functional.linear(self.up_proj(x), self.down_proj.weight)
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
+    message = "parameters must suit llama, .*its forward reads the weight of down_proj past the adapter there"
+    with pytest.raises(SettingError, match=message):
+        run(tiny(), [[1, 2]], Overlapping(4, 4), parameters=LoRA(rank=2), update=partial(torch.optim.SGD, lr=0.1))
