@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dynlight.choices.context import Overlapping, TransformerXL
     from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
     from dynlight.choices.mixture import Mixture
-    from dynlight.choices.objective import Anchored, NextToken, Objective, Surprising
+    from dynlight.choices.objective import Anchored, NextToken, Objective, Replayed, Surprising
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
@@ -49,6 +49,7 @@ _MODULES = {
     "Pretrained": "running.pretrained",
     "RMSDynamic": "choices.update",
     "Records": "recording.records",
+    "Replayed": "choices.objective",
     "ResetWeights": "choices.reset",
     "SettingError": "errors",
     "Sparse": "choices.gradient",

@@ -6,12 +6,13 @@ rule's learning from one document) has a loss of its own, made of that row alone
 
 import math
 from abc import ABC, abstractmethod
+from random import Random
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dynlight.errors import require
+from dynlight.errors import require, require_at_least
 
 
 class Objective(ABC):
@@ -20,6 +21,11 @@ class Objective(ABC):
     is_choosy = False  # whether there are segments from which nothing is learned
     guide: Literal["initial"] | None = None  # whose prediction of each token `divergences` are from
     temperature = 1.0  # by which both predictions are softened
+    share = 0.0  # of the loss, that segments of the document read again have
+
+    def replayed(self, index: int) -> list[int]:
+        """Which earlier segments of the document are learned from again, beside the segment of this index."""
+        return []
 
     @abstractmethod
     def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
@@ -76,6 +82,42 @@ class Anchored(Objective):
 
     def __str__(self) -> str:
         return f"every token, anchored to the initial weights by {self.weight:g}"
+
+
+class Replayed(Objective):
+    """The mean nats of the segment's tokens, and of some earlier segments of the document that are read again.
+
+    Formula: loss = (1 − share) · L_i + share · mean_j L_j, with L the mean nats of a segment under the present weights and j drawn
+    evenly from the segments before i, anew for each i. They are read without a memory, as they would be at the beginning of
+    one, and are not scored again. The draw depends on `seed` and i alone, so it is the same for every document. Source: Robins
+    1995, "Catastrophic forgetting, rehearsal and pseudorehearsal".
+
+    Args:
+        segments: how many are read again; while there are fewer, all of them.
+        share: of the loss that they have, at least 0 and under 1.
+        seed: of the draw.
+
+    Raises:
+        SettingError: if a number is out of range.
+    """
+
+    def __init__(self, segments: int = 1, share: float = 0.5, seed: int = 0) -> None:
+        require_at_least("objective.segments", 1, segments)
+        require(0 <= share < 1, "objective.share", "be at least 0 and under 1", got=share)
+        self.segments = segments
+        self.share = share
+        self.seed = seed
+
+    def replayed(self, index: int) -> list[int]:
+        if self.share == 0:
+            return []
+        return Random(f"{self.seed} {index}").sample(range(index), min(self.segments, index))
+
+    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
+        return nats.sum(dim=1) / scored.sum(dim=1)
+
+    def __str__(self) -> str:
+        return f"every token, {100 * self.share:g}% from {self.segments} earlier segments"
 
 
 class Surprising(Objective):

@@ -18,6 +18,7 @@ doubles its cost. Where documents are read one at a time, no row is filled.
 
 import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 
 import torch
@@ -107,6 +108,14 @@ def segments(wave: Wave, context: Context, skip: int = 0, fills: bool = False) -
             stop = cut.start + _filled_columns(wave[0], context)
             cut = cut._replace(stop=stop, context=context.context(cut.start, stop))
         yield _segment(tuple(document for document in wave if len(document) > cut.start), cut, sequences, context)
+
+
+def earlier_segment(segment: Segment, index: int, context: Context) -> Segment:
+    """The segment of an earlier index of the same documents, on the host, without what a memory would need."""
+    start = index * context.segment
+    cut = Cut(index, start, start + context.segment, context.context(start, start + context.segment))
+    sequences = [torch.cat([each.tokens.new_tensor([each.prefix]), each.tokens]) for each in segment.documents]
+    return replace(_segment(segment.documents, cut, sequences, context), sinks=None)
 
 
 def _segment(documents: Wave, cut: Cut, sequences: Sequence[Tensor], context: Context) -> Segment:

@@ -60,6 +60,15 @@ class Flops:
             weight=self.weight * updates,
         )
 
+    def plus(self, again: "Flops", times: int) -> "Flops":
+        """With so many times the forward and backward of another segment, whose updates are counted already."""
+        return replace(
+            self,
+            forward=self.forward + times * again.forward,
+            activation=self.activation + times * again.activation,
+            weight=self.weight + times * again.weight,
+        )
+
 
 UNKNOWN = Flops(*[math.nan] * 5)
 
@@ -84,6 +93,7 @@ class FlopCounter:
         rules: those that learn from each document.
         has_reference: whether the static model scores beside them.
         has_static_expert: whether the static model is an expert of a mixture.
+        replayed: which earlier segments are learned from again beside the one of an index, without a memory.
     """
 
     def __init__(
@@ -93,7 +103,10 @@ class FlopCounter:
         rules: Sequence[Update],
         has_reference: bool = False,
         has_static_expert: bool = False,
+        replayed: Callable[[int], list[int]] = lambda index: [],
     ) -> None:
+        self._replayed = replayed
+        self._context = context
         self._memory = context.memory or 0
         # FLOPs of the model, and of the static one, for what they read anew in front of a full memory.
         self._sinks: tuple[float, float] = (0, 0)
@@ -120,7 +133,15 @@ class FlopCounter:
         is_full = cut.start > self._memory
         by_rule = score.updates_of(row)
         updates = tuple((learner, by_rule[learner] if by_rule else 0) for learner in learners)
-        return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
+        flops = self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
+        if made := sum(each for _, each in updates):
+            for index in self._replayed(cut.index):
+                flops = flops.plus(self._count_again(index * self._context.segment), made)
+        return flops
+
+    def _count_again(self, start: int) -> Flops:
+        stop = start + self._context.segment
+        return self._cost(self._context.context(start, stop), stop - start, 0)
 
     def _count_shape(
         self, context: int, scored: int, memory: int, is_full: bool, updates: tuple[tuple[int, int], ...]

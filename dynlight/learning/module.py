@@ -25,12 +25,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.gradient import Clip, Gradient
 from dynlight.choices.mixture import Mixture
-from dynlight.choices.objective import NextToken, Objective
+from dynlight.choices.objective import NextToken, Objective, Replayed
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import Update, factors_of, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
+from dynlight.documents.waves import earlier_segment
 from dynlight.errors import require
 from dynlight.learning.advice import advise
 from dynlight.learning.checks import check_run
@@ -142,6 +143,11 @@ class DynamicEvaluation(LightningModule):
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
         is_guided = self.objective.guide is None or self.reference is not None or not self.rules
         require(is_guided, "reference", f"be static with an objective {self.objective}", got="null")
+        replays = isinstance(self.objective, Replayed) and self.objective.share > 0
+        is_kept = not (
+            replays and isinstance(compile, str)
+        )  # a CUDA graph would write over the activations of the score
+        require(is_kept, "model.compile", "be true or false with objective Replayed", got=compile)
         self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
@@ -230,10 +236,18 @@ class DynamicEvaluation(LightningModule):
         if not self.update_due or not any(learners) or self.failures.all_static(segment):
             return None
         losses = self.objective.losses(reading.nats, self.weights.scored(segment), reading.divergences)
+        if drawn := self.objective.replayed(segment.cut.index):
+            again = torch.stack([self._loss_again(segment, index) for index in drawn]).mean(dim=0)
+            losses = (1 - self.objective.share) * losses + self.objective.share * again
         if not all(learners):
             losses = losses[[row for row, learns in enumerate(learners) if learns]]
         # A loss for each row, a sum over rows: each row's gradient is its own.
         return self._gradients_of(losses.sum(), learners)
+
+    def _loss_again(self, segment: Segment, index: int) -> Tensor:
+        """The loss of each row, [R], on an earlier segment of the same documents."""
+        earlier = earlier_segment(segment, index, self.context).to(segment.inputs.device)
+        return self.objective.losses(self.weights.read_again(earlier), self.weights.scored(earlier))
 
     def _learn(
         self,
@@ -343,7 +357,8 @@ class DynamicEvaluation(LightningModule):
     @cached_property
     def flop_counter(self) -> FlopCounter:
         """What counts the FLOPs of a segment."""
-        return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert)
+        replayed = self.objective.replayed
+        return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert, replayed)
 
     @property
     def processes(self) -> Processes:

@@ -321,6 +321,14 @@ class Weights(ABC):
     def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
         """Reads a segment, each row under its own weights; `guide`: of each document, [D, S, V]; `plain`: not compiled."""
 
+    def read_again(self, segment: Segment) -> Tensor:
+        """Nats [R, S] of an earlier segment of the documents, each row under its own weights, without a memory."""
+        memory, self.memory = self.memory, None
+        try:
+            return self.score(segment).nats
+        finally:
+            self.memory = memory
+
     @abstractmethod
     def score_static(self, segment: Segment, keeps_logits: bool = False) -> Reading:
         """Reads a segment under θ0, which has a memory of its own.

@@ -19,6 +19,8 @@ from dynlight import (
     Matching,
     NextToken,
     Overlapping,
+    Records,
+    Replayed,
     RMSDynamic,
     Surprising,
     TransformerXL,
@@ -209,6 +211,59 @@ def test_an_anchor_holds():
     assert away[0] > away[1] > away[2] > 0
 
 
+def replayed(documents, segments, share, update):
+    """Nats of each document in segments of 16 with a memory of all that was read, some of them read again without one."""
+    found, objective = [], Replayed(segments, share)
+    for tokens in documents:
+        model, sums, memory = tiny(), [], []
+        optimizer, sequence = as_ours(update, list(model.parameters())), torch.tensor([0, *tokens])
+
+        def again(start, model=model, sequence=sequence):
+            return reference.nats_with_memory(model, sequence, start, start + 16, [])[0].mean()
+
+        for index, start in enumerate(range(0, len(tokens), 16)):
+            stop = min(start + 16, len(tokens))
+            nats, memory = reference.nats_with_memory(model, sequence, start, stop, memory)
+            sums.append(float(nats.detach().double().sum()))
+            optimizer.zero_grad()
+            loss = nats.mean()
+            if drawn := objective.replayed(index):
+                loss = (1 - share) * loss + share * sum(again(16 * each) for each in drawn) / len(drawn)
+            loss.backward()
+            optimizer.step()
+        found.append(sum(sums))
+    return found
+
+
+@pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
+def test_segments_read_again_equal_a_loop(update):
+    context, choices = TransformerXL(16, 100), {"objective": Replayed(2, 0.4), "update": update}
+    expected = replayed(DOCUMENTS, 2, 0.4, update)
+    for together in (1, 3):
+        found = run(tiny(), DOCUMENTS, context, together=together, **choices)
+        nats = [float(torch.cat(each).double().sum()) for each in found.nats]
+        assert nats == pytest.approx(expected, rel=1e-5)
+        assert nats != pytest.approx(replayed(DOCUMENTS, 1, 0.0, update), rel=1e-4)
+    drawn = [Replayed(2).replayed(index) for index in range(5)]
+    assert [len(each) for each in drawn] == [0, 1, 2, 2, 2]
+    assert all(len({*each}) == len(each) and max(each) < index for index, each in enumerate(drawn) if each)
+    assert drawn != [Replayed(2, seed=1).replayed(index) for index in range(5)]
+
+
+@pytest.mark.parametrize("context", [TransformerXL(16, 24), Overlapping(16, 40)], ids=str)
+def test_flops_of_segments_read_again(context):
+    plain, twice, alone = Records(), Records(), Records()
+    run(tiny(), DOCUMENTS[:2], context, [plain], update=SGD, together=2)
+    run(tiny(), DOCUMENTS[:2], context, [twice], update=SGD, together=2, objective=Replayed(1))
+    without_memory = TransformerXL(16, 0) if context.memory else context
+    run(tiny(), DOCUMENTS[:2], without_memory, [alone], update=SGD, together=2)
+    tables = (each.segments.groupby("document") for each in (plain, twice, alone))
+    for (_, rows), (_, more), (_, single) in zip(*tables, strict=True):
+        costs = single.flops.tolist()
+        expected = [flops + sum(costs[j] for j in Replayed(1).replayed(i)) for i, flops in enumerate(rows.flops)]
+        assert more.flops.tolist() == expected
+
+
 def test_divergences_by_hand():
     guide, logits = torch.tensor([[[0.0, math.log(3), -math.inf]]]), torch.tensor([[[0.0, 0.0, -math.inf]]])
     expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
@@ -220,6 +275,7 @@ def test_divergences_by_hand():
 
 
 NEUTRAL = {
+    "replayed": {"objective": Replayed(2, share=0.0)},
     "anchored": {"objective": Anchored(0.0), "reference": "static"},
     "next token": {"objective": NextToken()},
     "segments": {"objective": Surprising(-math.inf)},
@@ -272,8 +328,6 @@ def test_krauses_rule(together, monkeypatch):
 
 
 def test_flops_are_those_of_what_was_done():
-    from dynlight import Records
-
     records = Records()
     run(tiny(), DOCUMENTS, TransformerXL(16, 24), [records], update=SGD, together=3,
         schedule=UpdateFrequency(above=MIDDLE))  # fmt: skip
@@ -296,6 +350,12 @@ def test_flops_are_those_of_what_was_done():
         (
             lambda: run(tiny(), [[1]], Overlapping(4, 4), update=SGD, objective=Anchored(0.5)),
             "reference must be static with an objective every token, anchored to the initial weights by 0.5, got null",
+        ),
+        (lambda: Replayed(0), "objective.segments must be at least 1, got 0"),
+        (lambda: Replayed(share=1.0), "objective.share must be at least 0 and under 1, got 1.0"),
+        (
+            lambda: run(tiny(), [[1]], Overlapping(4, 4), update=SGD, objective=Replayed(), compile="reduce-overhead"),
+            "model.compile must be true or false with objective Replayed, got reduce-overhead",
         ),
         (lambda: Surprising(3.0, of="words"), "objective.of must be segments or tokens, got words"),
         (lambda: UpdateFrequency(above=math.nan), "schedule.above must be a number, got nan"),

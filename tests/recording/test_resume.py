@@ -100,6 +100,7 @@ CHOICES = {
         "gradient": [{"class_path": "Compressed", "init_args": {"share": 0.1}}],
         "data.together": 3,
     },
+    "replayed": {"objective": {"class_path": "Replayed", "init_args": {"segments": 2}}, "data.together": 2},
     "anchored": {"objective": {"class_path": "Anchored", "init_args": {"weight": 0.5}}, "data.together": 2},
     "surprising": {
         "objective": {"class_path": "Surprising", "init_args": {"threshold": 2.0, "weight": 0.1, "of": "tokens"}},

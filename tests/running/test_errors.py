@@ -203,7 +203,7 @@ KNOWN_BEFORE_LOADING = {
     ),
     "unknown objective": (
         at("objective", {"class_path": "Rewarded"}),
-        "objective.class_path must be NextToken, Anchored or Surprising, got Rewarded",
+        "objective.class_path must be NextToken, Anchored, Replayed or Surprising, got Rewarded",
     ),
     "weight of nothing": (
         at("objective", {"class_path": "Surprising", "init_args": {"threshold": 3, "weight": 0}}),
