@@ -33,6 +33,10 @@ class Gradient(ABC):
 
     keeps_errors = False  # whether it carries on, from update to update, what it has left out
     needs_whole_weights = True  # whether it must see a weight's whole gradient, not the shard of a device
+    statistics: GradientStatistics | None = None  # what it must know before the first update
+
+    def use_statistics(self, mean_squares: Sequence[Tensor]) -> None:  # noqa: B027 - most ask for nothing
+        """Takes what `statistics` asks for: MS of each learned weight, in their order."""
 
     @abstractmethod
     def change(self, gradients: RowGradients) -> None:
@@ -98,7 +102,6 @@ class Sparse(Gradient):
         self._masks: list[Tensor] = []  # of each learned weight, [*shape]
 
     def use_statistics(self, mean_squares: Sequence[Tensor]) -> None:
-        """Chooses the weights by √F, one tensor a weight, in the order of those that learn."""
         self._masks = [mask[0] for mask in _greatest([each[None] for each in mean_squares], self.share)]
 
     def change(self, gradients: RowGradients) -> None:
@@ -114,11 +117,12 @@ class Sparse(Gradient):
 
 
 class Compressed(Gradient):
-    """Compresses the gradient, as to send it to other machines, and adds what was lost to the next one.
+    """Compresses the gradient as if it were to be sent, and adds what was lost to the next one.
 
     Formula: u = e + g; g ← C(u); e ← u − g, with e = 0 at first and, without feedback, always. Of each weight tensor, C keeps
     the round(share · n) of n numbers that are greatest by size; or rounds to `bits`: of 1 to sign(u) · mean|u|, of more to
-    2^bits − 1 even steps between −max|u| and max|u|. Source: Stich et al. 2018 (arXiv 1809.07599), Karimireddy et al. 2019
+    2^bits − 1 even levels from −max|u| to max|u|. In several processes (`ddp`)
+    it is the average that is compressed, which saves nothing: for that there is `PowerSGD`. Source: Stich et al. 2018 (arXiv 1809.07599), Karimireddy et al. 2019
     (arXiv 1901.09847).
 
     Args:
@@ -136,6 +140,7 @@ class Compressed(Gradient):
             (share is None) != (bits is None), "gradient.share", "be given, or gradient.bits, but not both", got=both
         )
         require(share is None or 0 < share <= 1, "gradient.share", "be above 0 and at most 1", got=share)
+        require(isinstance(feedback, bool), "gradient.feedback", "be true or false", got="null")
         require(bits is None or 1 <= bits <= 16, "gradient.bits", "be from 1 to 16", got=bits)
         self.share = share
         self.bits = bits
@@ -165,7 +170,7 @@ class Compressed(Gradient):
 
 
 def _greatest(values: Sequence[Tensor], share: float) -> list[Tensor]:
-    """Whether each number is among a share of its row's that are greatest by size, bool [R, *shape]; equal ones all are.
+    """Whether each number is among a share of its row's that are greatest by size, bool [R, *shape]; equal ones all are, 0 never.
 
     Shapes: of each weight, values [R, *shape].
     """
@@ -173,7 +178,7 @@ def _greatest(values: Sequence[Tensor], share: float) -> list[Tensor]:
     flat = torch.cat([each.flatten(1) for each in sizes], dim=1)
     kept = max(1, round(share * flat.shape[1]))
     least = flat.kthvalue(flat.shape[1] - kept + 1, dim=1).values
-    return [each >= _beside(least, each) for each in sizes]
+    return [(each >= _beside(least, each)) & ~(each == 0) for each in sizes]  # NaN is among them
 
 
 def _beside(of_rows: Tensor, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ rule's learning from one document) has a loss of its own, made of that row alone
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
@@ -15,12 +16,29 @@ from torch import Tensor
 from dynlight.errors import require, require_at_least
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What the rows make of a segment, in one forward with a graph.
+
+    Shapes: R rows, S columns.
+    """
+
+    nats: Tensor  # of each token, fp32 [R, S]; 0 in columns not scored
+    scored: Tensor  # which columns each row scores, bool [R, S]
+    surprise: (
+        Tensor  # the nats at which each token was scored, constants; those of `nats`, but in a second pass of an update
+    )
+    divergences: Tensor | None = None  # KL(guide ‖ row) of each token, fp32 [R, S]; of no meaning in columns not scored
+
+    def mean(self, of_tokens: Tensor) -> Tensor:
+        """The mean of a number of each token over those that a row scores, [R, S] → [R]."""
+        return of_tokens.sum(dim=1) / self.scored.sum(dim=1)
+
+
 class Objective(ABC):
     """Says what the gradient of a segment is taken of."""
 
-    is_choosy = False  # whether there are segments from which nothing is learned
     guide: Literal["initial"] | None = None  # whose prediction of each token `divergences` are from
-    temperature = 1.0  # by which both predictions are softened
     share = 0.0  # of the loss, that segments of the document read again have
 
     def replayed(self, index: int) -> list[int]:
@@ -28,14 +46,8 @@ class Objective(ABC):
         return []
 
     @abstractmethod
-    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
-        """The loss of each row, [R], of which the gradient is taken.
-
-        Args:
-            nats: of each token, with a graph, fp32 [R, S]; 0 in columns not scored.
-            scored: which columns each row scores, bool [R, S].
-            divergences: KL(guide ‖ row) of each token, with a graph, fp32 [R, S]; of no meaning in columns not scored.
-        """
+    def losses(self, read: Forward) -> Tensor:
+        """The loss of each row, [R], of which the gradient is taken."""
 
     def learns(self, nats: Tensor) -> bool:
         """Whether a row learns from a segment at all, from the nats of its scored tokens, [S]."""
@@ -48,8 +60,8 @@ class NextToken(Objective):
     Formula: loss = Σ_t −ln p(x_t) / S.
     """
 
-    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
-        return nats.sum(dim=1) / scored.sum(dim=1)
+    def losses(self, read: Forward) -> Tensor:
+        return read.mean(read.nats)
 
     def __str__(self) -> str:
         return "every token"
@@ -75,10 +87,9 @@ class Anchored(Objective):
         require(0 <= weight < math.inf, "objective.weight", "be at least 0 and finite", got=weight)
         self.weight = weight
 
-    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
-        assert divergences is not None, "it has a guide"
-        anchored = nats + self.weight * torch.where(scored, divergences, 0.0)
-        return anchored.sum(dim=1) / scored.sum(dim=1)
+    def losses(self, read: Forward) -> Tensor:
+        assert read.divergences is not None, "it has a guide"
+        return read.mean(read.nats + self.weight * torch.where(read.scored, read.divergences, 0.0))
 
     def __str__(self) -> str:
         return f"every token, anchored to the initial weights by {self.weight:g}"
@@ -113,8 +124,8 @@ class Replayed(Objective):
             return []
         return Random(f"{self.seed} {index}").sample(range(index), min(self.segments, index))
 
-    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
-        return nats.sum(dim=1) / scored.sum(dim=1)
+    def losses(self, read: Forward) -> Tensor:
+        return read.mean(read.nats)
 
     def __str__(self) -> str:
         return f"every token, {100 * self.share:g}% from {self.segments} earlier segments"
@@ -125,7 +136,8 @@ class Surprising(Objective):
 
     Formula: loss = Σ_t w_t · nats_t / n over the n tokens with nats_t > threshold, w_t = weight · exp(nats_t − threshold);
     of segments the same with the mean nats of the segment in the place of a token's. Weights are constants of the gradient.
-    Where nothing is above the threshold there is no update. Source: TLM, Hu et al. 2025 (arXiv 2505.20633).
+    Where nothing is above the threshold there is no update. What is above it, and its weight, is known by the score: further passes
+    learn from the same. Source: TLM, Hu et al. 2025 (arXiv 2505.20633).
 
     Args:
         threshold: in nats per token.
@@ -135,8 +147,6 @@ class Surprising(Objective):
     Raises:
         SettingError: if a number is out of range.
     """
-
-    is_choosy = True
 
     def __init__(
         self, threshold: float, weight: float | None = None, of: Literal["segments", "tokens"] = "segments"
@@ -151,17 +161,18 @@ class Surprising(Objective):
         self.weight = weight
         self.of = of
 
-    def losses(self, nats: Tensor, scored: Tensor, divergences: Tensor | None = None) -> Tensor:
+    def losses(self, read: Forward) -> Tensor:
         if self.of == "segments":
-            mean = nats.sum(dim=1) / scored.sum(dim=1)
-            return mean if self.weight is None else self._weights(mean) * mean
-        above = scored & (nats.detach() > self.threshold)
-        kept = nats * above if self.weight is None else nats * torch.where(above, self._weights(nats), 0.0)
-        return kept.sum(dim=1) / above.sum(dim=1)
+            return read.mean(read.nats) * self._weights(read.mean(read.surprise))
+        above = read.scored & (read.surprise > self.threshold)
+        weights = torch.where(above, self._weights(read.surprise), 0.0)
+        return (weights * read.nats).sum(dim=1) / above.sum(dim=1)
 
-    def _weights(self, nats: Tensor) -> Tensor:
-        assert self.weight is not None, "there are weights"
-        return self.weight * (nats.detach() - self.threshold).exp()
+    def _weights(self, surprise: Tensor) -> Tensor:
+        """Of all that surprises so much, [R] or [R, S]."""
+        if self.weight is None:
+            return torch.ones_like(surprise)
+        return self.weight * (surprise - self.threshold).exp()
 
     def learns(self, nats: Tensor) -> bool:
         surprise = nats.double().mean() if self.of == "segments" else nats.max()

@@ -53,7 +53,8 @@ class LoRA(Parameters):
         targets: `all-linear` (all but the output layer), or the names of modules, or one regular expression.
         dropout: must be 0: dropout would make the score random.
         seed: of A's values, the same for every document.
-        ranks: of some modules, in place of `rank`: by a regular expression that the end of their names matches.
+        ranks: of some modules, in place of `rank`: by a regular expression that the end of their names matches; the first
+            that does counts.
 
     Raises:
         SettingError: if a number is out of range, or no module of the model matches `targets` or a pattern of `ranks`.
@@ -119,12 +120,15 @@ class LoRA(Parameters):
                     got=self.targets,
                     advice=f"choose {'' if self.targets == 'all-linear' else 'all-linear or '}some of {names}",
                 ) from error
-        adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-        for pattern in self.ranks:
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):  # as PEFT does
-                example = f"choose one as {adapted[0].rpartition('.')[2]}"
-                must = "match the end of the name of an adapted module"
-                raise SettingError(f"parameters.ranks.{pattern}", must, got="none", advice=example)
+        everything = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+        adapted = list(everything)
+        for pattern in self.ranks:  # the first that matches counts, as PEFT has it
+            matching = [name for name in adapted if re.match(rf"(.*\.)?({pattern})$", name)]
+            if not matching:
+                must = "match the end of the name of an adapted module that no earlier pattern matches"
+                advice = f"adapted are {', '.join(sorted({name.rpartition('.')[2] for name in everything}))}"
+                raise SettingError(f"parameters.ranks.{pattern}", must, got="none", advice=advice)
+            adapted = [name for name in adapted if name not in matching]
         replace_modules(model, lambda module: AdaptedLinear(module) if type(module) is lora.Linear else None)
         _learn(model, [name for name, _ in model.named_parameters() if "lora_" in name])
 

@@ -63,6 +63,8 @@ class UpdateFrequency(Callback):
         for name, bound in (("above", above), ("above_mean", above_mean)):
             is_number = bound is None or not math.isnan(bound)
             require(is_number, f"schedule.{name}", "be a number", got=bound, advice="choose null for no bound")
+            is_of_use = bound is None or every != "never"
+            require(is_of_use, f"schedule.{name}", "be null with schedule.every never", got=bound)
         self.every = every
         self.passes = passes
         self.above = above

@@ -102,31 +102,30 @@ def at_rate(update: Update, rate: float) -> Update:
 
 
 def factors_of(names: Sequence[str], factors: Mapping[str, float]) -> list[float]:
-    """Of each learned weight the factor of its learning rate: that of the last pattern found in its name, else 1.
+    """Of each learned weight the factor of its learning rate: that of the first pattern found in its name, else 1.
 
     Args:
         names: of the learned weights.
         factors: by regular expression.
 
     Raises:
-        SettingError: if a factor is negative or not finite, or a pattern is none, or in no name.
+        SettingError: if a factor is negative or not finite, or a pattern is none, or the first of no name.
     """
-    found = [1.0] * len(names)
+    found: dict[int, float] = {}
     for pattern, factor in factors.items():
         setting = f"rate_factors.{pattern}"
         require(0 <= factor < math.inf, setting, "be at least 0 and finite", got=factor)
         try:
-            places = [place for place, name in enumerate(names) if re.search(pattern, name)]
+            matching = [place for place, name in enumerate(names) if re.search(pattern, name)]
         except re.error as error:
             got = f"{pattern} ({error})"
             raise SettingError("rate_factors", "have regular expressions as keys", got=got) from error
-        if not places:
-            raise SettingError(
-                setting, "be found in the name of a learned weight", got="none", advice=f"a name looks like {names[0]}"
-            )
-        for place in places:
-            found[place] = factor
-    return found
+        if not (places := [place for place in matching if place not in found]):
+            got = "those alone that earlier patterns are found in" if matching else "none"
+            must = "be found in the name of a learned weight"
+            raise SettingError(setting, must, got=got, advice=f"a name looks like {names[0]}")
+        found |= dict.fromkeys(places, factor)
+    return [found.get(place, 1.0) for place in range(len(names))]
 
 
 def scale_rates(optimizer: Optimizer, factors: Mapping[Parameter, float]) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-from dynlight.choices.gradient import Gradient, Sparse
+from dynlight.choices.gradient import Gradient
 from dynlight.choices.parameters import blocks_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
@@ -100,7 +100,11 @@ def check_rules(rules: Sequence[Update], model: nn.Module, stacked: str | None) 
 def check_gradient(gradient: Sequence[Gradient], model: nn.Module) -> None:
     """Raises SettingError where a change of the gradient needs statistics that nobody can take."""
     for change in gradient:
-        if isinstance(change, Sparse) and change.statistics is not None:
+        if change.statistics is not None:
+            learns = [name for name, weight in model.named_parameters() if weight.requires_grad]
+            has_adapters = any("lora_" in name for name in learns)
+            require(not has_adapters, "gradient.by", "be gradient with adapters, of which half have no gradient before they "
+                    "have learned", got="fisher")  # fmt: skip
             check_statistics(change.statistics, model, "gradient.statistics")
 
 

@@ -93,6 +93,7 @@ class FlopCounter:
         rules: those that learn from each document.
         has_reference: whether the static model scores beside them.
         has_static_expert: whether the static model is an expert of a mixture.
+        is_guided: whether what it predicts is learned from, so that its forward is a cost of learning.
         replayed: which earlier segments are learned from again beside the one of an index, without a memory.
     """
 
@@ -103,6 +104,7 @@ class FlopCounter:
         rules: Sequence[Update],
         has_reference: bool = False,
         has_static_expert: bool = False,
+        is_guided: bool = False,
         replayed: Callable[[int], list[int]] = lambda index: [],
     ) -> None:
         self._replayed = replayed
@@ -110,13 +112,14 @@ class FlopCounter:
         self._memory = context.memory or 0
         # FLOPs of the model, and of the static one, for what they read anew in front of a full memory.
         self._sinks: tuple[float, float] = (0, 0)
-        self._has_static_expert = has_static_expert
+        self._has_reference = has_reference
+        self._learning_needs_static = has_static_expert or is_guided
         self._count = cache(self._count_shape)
         self.failure: str | None = None
         self._cost: Cost = lambda *shape: UNKNOWN
         self._update_flops = [math.nan for _ in rules]
         with self._noting_failure():
-            copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference)
+            copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference or is_guided)
             self._cost = _cost_of(copied, context)
             if context.sinks:
                 first = copied.measure(context.sinks - 1, 1, 0)
@@ -156,8 +159,8 @@ class FlopCounter:
         total = {kind: sum(of_learner[kind] for of_learner in of_learners) for kind in asdict(once)}
         if any(made for _, made in updates):
             total["update"] = sum(made * self._update_flops[learner] for learner, made in updates if made)
-        total["static"] = once.static
-        if self._has_static_expert:
+        total["static"] = once.static if self._has_reference else 0
+        if self._learning_needs_static:  # which is one forward, whatever it is for
             total["forward"] += once.static
         return Flops(**total)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.gradient import Clip, Gradient
 from dynlight.choices.mixture import Mixture
-from dynlight.choices.objective import NextToken, Objective, Replayed
+from dynlight.choices.objective import Forward, NextToken, Objective
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
@@ -55,7 +55,7 @@ from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
 from dynlight.learning.trial import reason_against_memory, reason_against_reading
 from dynlight.learning.trigger import Trigger
-from dynlight.learning.weights import Guide, InPlace, Reading, Weights
+from dynlight.learning.weights import InPlace, Reading, Weights
 
 
 class DynamicEvaluation(LightningModule):
@@ -138,15 +138,12 @@ class DynamicEvaluation(LightningModule):
             self.learnable.prepare(model)
         else:
             model.requires_grad_(False)
-        self.rate_factors = dict(rate_factors or {}) if self.rules else {}
+            self.gradient = []
+        self.rate_factors = {str(name): factor for name, factor in (rate_factors or {}).items()} if self.rules else {}
         self._factors = self._factors_of_weights()
         self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
-        is_guided = self.objective.guide is None or self.reference is not None or not self.rules
-        require(is_guided, "reference", f"be static with an objective {self.objective}", got="null")
-        replays = isinstance(self.objective, Replayed) and self.objective.share > 0
-        is_kept = not (
-            replays and isinstance(compile, str)
-        )  # a CUDA graph would write over the activations of the score
+        # A CUDA graph would write over the activations of the score while another segment is read.
+        is_kept = self.objective.share == 0 or not isinstance(compile, str)
         require(is_kept, "model.compile", "be true or false with objective Replayed", got=compile)
         self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
@@ -154,6 +151,7 @@ class DynamicEvaluation(LightningModule):
         self.fetch = Fetch()
         self._processes: Processes | None = None
         self._last_read: list[int] = []  # the documents of the last segment
+        self._guide: Tensor | None = None  # what θ0 makes of the present segment, where learning is guided by it
         self.totals = Totals()
         self.takes_digests = digests
         self.compile_mode = compile
@@ -183,18 +181,18 @@ class DynamicEvaluation(LightningModule):
         for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
         with self.clock("static"):
-            static, guide = self._score_static(segment)
+            static, self._guide = self._score_static(segment)
         with self.clock("scoring"):
-            reading = self._score(segment, static, guide)  # the one forward, with a graph if an update is due
+            reading = self._score(segment, static)  # the one forward, with a graph if an update is due
             scored = self.fetch.later(reading.nats), None if static is None else self.fetch.later(static)
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
-            early = None if waits else self._gradients(segment, reading, self._all_rows)
+            early = None if waits else self._gradients(segment, reading, reading, self._all_rows)
         with self.clock("scoring"):
             committed = self._commit(segment, *scored)
         with self.clock("learning"):
             learners = self.trigger.learners(segment, scored[0](), self.weights.owners)
-            finite = self._learn(segment, reading, guide, committed, learners, early)
+            finite = self._learn(segment, reading, committed, learners, early)
             updates = self._updates(segment, None if finite is None else learners)
         seconds = self.clock.take()
         if committed is None:
@@ -204,20 +202,19 @@ class DynamicEvaluation(LightningModule):
         self.failures.mark(segment, settled)
         return replace(committed, updates=updates, seconds=seconds)
 
-    def _score_static(self, segment: Segment) -> tuple[Tensor | None, Guide | None]:
-        """Nats [D, S] under θ0, and what learning is guided by; None where there is neither."""
-        if not self.has_reference:
+    def _score_static(self, segment: Segment) -> tuple[Tensor | None, Tensor | None]:
+        """Nats [D, S] under θ0, if that is the reference, and θ0's logits [D, S, V], if learning is guided by them."""
+        if not (self.has_reference or self.is_guided):
             return None, None
-        is_guide = self.objective.guide == "initial" and self.update_due
-        reading = self.weights.score_static(segment, keeps_logits=is_guide)
-        return reading.nats, None if reading.logits is None else Guide(reading.logits, self.objective.temperature)
+        reading = self.weights.score_static(segment, keeps_logits=self.is_guided and self.update_due)
+        return reading.nats if self.has_reference else None, reading.logits
 
-    def _score(self, segment: Segment, static: Tensor | None, guide: Guide | None) -> Reading:
+    def _score(self, segment: Segment, static: Tensor | None) -> Reading:
         """Reads each row; no forward where the initial weights have taken over every document."""
         if static is not None and self.failures.all_static(segment):
             return Reading(static, self.weights.memory)
         with torch.set_grad_enabled(self.update_due):
-            return self.weights.score(segment, guide)
+            return self.weights.score(segment, self._guide)
 
     def _commit(self, segment: Segment, by_row: Later, static: Later | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
@@ -231,11 +228,16 @@ class DynamicEvaluation(LightningModule):
         rows = self.failures.rows(segment)
         return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
 
-    def _gradients(self, segment: Segment, reading: Reading, learners: Sequence[bool]) -> Later | None:
-        """Takes the gradients of the rows that learn; asks whether they are finite. None: none learns."""
+    def _gradients(self, segment: Segment, reading: Reading, scored: Reading, learners: Sequence[bool]) -> Later | None:
+        """Takes the gradients of the rows that learn; asks whether they are finite. None: none learns.
+
+        `scored` is the reading that gave the score; `reading` is another where it is a second pass.
+        """
         if not self.update_due or not any(learners) or self.failures.all_static(segment):
             return None
-        losses = self.objective.losses(reading.nats, self.weights.scored(segment), reading.divergences)
+        columns = self.weights.scored(segment)
+        read = Forward(reading.nats, columns, scored.nats.detach(), reading.divergences)
+        losses = self.objective.losses(read)
         if drawn := self.objective.replayed(segment.cut.index):
             again = torch.stack([self._loss_again(segment, index) for index in drawn]).mean(dim=0)
             losses = (1 - self.objective.share) * losses + self.objective.share * again
@@ -247,13 +249,13 @@ class DynamicEvaluation(LightningModule):
     def _loss_again(self, segment: Segment, index: int) -> Tensor:
         """The loss of each row, [R], on an earlier segment of the same documents."""
         earlier = earlier_segment(segment, index, self.context).to(segment.inputs.device)
-        return self.objective.losses(self.weights.read_again(earlier), self.weights.scored(earlier))
+        nats = self.weights.read_again(earlier)
+        return self.objective.losses(Forward(nats, self.weights.scored(earlier), nats.detach()))
 
     def _learn(
         self,
         segment: Segment,
         reading: Reading,
-        guide: Guide | None,
         committed: Score | None,
         learners: Sequence[bool],
         early: Later | None,
@@ -265,12 +267,12 @@ class DynamicEvaluation(LightningModule):
         if committed is None or len(committed.by_static) == len(committed.rows):
             self.weights.drop_gradients()
             return None
-        if (gradients := early or self._gradients(segment, reading, learners)) is None:
+        if (gradients := early or self._gradients(segment, reading, reading, learners)) is None:
             self.weights.drop_gradients()
             return None
         finite = self._update(gradients, learners)
         for _ in range(self.updates_due - 1):
-            again = self._gradients(segment, self.weights.score(segment, guide), learners)
+            again = self._gradients(segment, self.weights.score(segment, self._guide), reading, learners)
             assert again is not None, "an update is due"
             finite = [all(both) for both in zip(finite, self._update(again, learners), strict=True)]
         return finite
@@ -286,8 +288,7 @@ class DynamicEvaluation(LightningModule):
 
     def _update(self, finite: Later, learners: Sequence[bool]) -> list[bool]:
         of_rows: list[bool] = finite().tolist()
-        both = [is_finite and learns for is_finite, learns in zip(of_rows, learners, strict=True)]
-        self.weights.step(self.optimizers_of_rules, both)
+        self.weights.step(self.optimizers_of_rules, of_rows, learners)
         return of_rows
 
     def _updates(self, segment: Segment, learners: Sequence[bool] | None) -> np.ndarray:
@@ -337,6 +338,11 @@ class DynamicEvaluation(LightningModule):
         return self.reference is not None and bool(self.rules)
 
     @property
+    def is_guided(self) -> bool:
+        """Whether learning needs to know what the initial weights predict."""
+        return bool(self.rules) and self.objective.guide == "initial"
+
+    @property
     def has_static_expert(self) -> bool:
         """Whether the static model is one of the experts of a mixture."""
         return self.mixture is not None and self.has_reference
@@ -357,8 +363,15 @@ class DynamicEvaluation(LightningModule):
     @cached_property
     def flop_counter(self) -> FlopCounter:
         """What counts the FLOPs of a segment."""
-        replayed = self.objective.replayed
-        return FlopCounter(self.model, self.context, self.rules, self.has_reference, self.has_static_expert, replayed)
+        return FlopCounter(
+            self.model,
+            self.context,
+            self.rules,
+            self.has_reference,
+            self.has_static_expert,
+            self.is_guided,
+            self.objective.replayed,
+        )
 
     @property
     def processes(self) -> Processes:

@@ -6,7 +6,7 @@ from itertools import cycle
 from torch import Tensor
 from torch.optim import Adagrad, Optimizer
 
-from dynlight.choices.gradient import Gradient, Sparse
+from dynlight.choices.gradient import Gradient
 from dynlight.choices.update import GradientStatistics, NeedsStatistics, Update, new_optimizer, scale_rates
 from dynlight.learning.weights import Weights
 
@@ -15,7 +15,7 @@ def make_optimizers(
     rules: Sequence[Update],
     weights: Weights,
     gradient: Sequence[Gradient],
-    statistics_of: Callable[[GradientStatistics], list[Tensor]],
+    statistics_of: Callable[..., list[Tensor]],
     factors: Sequence[float] | None = None,
 ) -> list[Optimizer]:
     """The optimizer of each rule, ready to update its weights; the changes of the gradient are made ready too.
@@ -24,7 +24,7 @@ def make_optimizers(
         rules: those that learn from each document.
         weights: those that the rules change.
         gradient: what becomes of the gradient before.
-        statistics_of: MS of each learned weight, for what needs to know it.
+        statistics_of: MS of each learned weight by GradientStatistics, for what needs to know it; `setting` names these.
         factors: of each learned weight's rate; None: all are 1.
 
     Raises:
@@ -32,20 +32,20 @@ def make_optimizers(
     """
     by_corpus: dict[str, list[Tensor]] = {}  # one corpus is read once, whatever the number of rates
 
-    def known(statistics: GradientStatistics) -> list[Tensor]:
+    def known(statistics: GradientStatistics, setting: str) -> list[Tensor]:
         if (corpus := repr(statistics)) not in by_corpus:
-            by_corpus[corpus] = statistics_of(statistics)
+            by_corpus[corpus] = statistics_of(statistics, setting=setting)
         return by_corpus[corpus]
 
     for change in gradient:
-        if isinstance(change, Sparse) and change.statistics is not None:
-            change.use_statistics(known(change.statistics))
+        if change.statistics is not None:
+            change.use_statistics(known(change.statistics, "gradient.statistics"))
     optimizers = []
     for rule, learned in zip(rules, weights.of_rules, strict=False):  # static evaluation has no rules
         optimizer = new_optimizer(rule, learned)
         if isinstance(optimizer, NeedsStatistics):
             times = len(learned) // len(weights.initial)  # a parameter for each document, where rows learn apart
-            optimizer.use_statistics(known(optimizer.statistics) * times, weights.initial * times)
+            optimizer.use_statistics(known(optimizer.statistics, "update.statistics") * times, weights.initial * times)
         if factors is not None:
             scale_rates(optimizer, dict(zip(learned, cycle(factors), strict=False)))
         for group in optimizer.param_groups:

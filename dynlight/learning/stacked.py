@@ -18,7 +18,7 @@ from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
-from dynlight.learning.weights import Guide, Reading, Weights, all_finite, read_alone
+from dynlight.learning.weights import Reading, Weights, all_finite, read_alone
 
 
 class Stacked(Weights):
@@ -92,11 +92,11 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Tensor | None = None, plain: bool = False) -> Reading:
         if not self.owners:
             return Reading(segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None)
         spread = segment.changed(self._spread)
-        beside = None if guide is None else guide._replace(logits=self._spread(guide.logits))
+        beside = None if guide is None else self._spread(guide)
         if self.reason_against_batch is not None:
             return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside)
         with self._batch.of(spread.inputs):
@@ -140,7 +140,7 @@ class Stacked(Weights):
         sums = [stack.grad.flatten(1).sum(dim=1) for stack in self.learned if stack.grad is not None]
         return all_finite(sums, len(self.owners), self.model.device)
 
-    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool], learners: Sequence[bool]) -> None:
         for rule, optimizer in enumerate(optimizers):
             parts = list(self._parts(rule))
             for weight, stack, rows in parts:

@@ -37,22 +37,26 @@ def check_statistics(settings: GradientStatistics, model: nn.Module, setting: st
 
 
 def load_or_collect(
-    settings: GradientStatistics, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    settings: GradientStatistics,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Context,
+    setting: str = "update.statistics",
 ) -> list[Tensor]:
     """MS of each learned weight, from `settings.file` if that exists, else from `settings.data`, and saved.
 
     Raises:
         SettingError: if there is neither.
     """
-    check_statistics(settings, model)
+    check_statistics(settings, model, setting)
     learned = _learned(model)
     if settings.file is not None and Path(settings.file).exists():
         saved = load_file(settings.file)
         return [saved[name].to(weight.device) for name, weight in learned.items()]
     try:
-        documents = _stream(settings).load(tokenizer)
+        documents = _stream(settings, setting).load(tokenizer)
     except SettingError as error:
-        raise error.under("update.statistics") from error
+        raise error.under(setting) from error
     mean_squares = _collect(model, documents, context, settings.segments)
     if settings.file is not None:
         Path(settings.file).parent.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,18 @@ class Trigger:
         self._schedule = schedule
         self._objective = objective
         self._rules = rules
+        self._is_asked = True
         self._sums = np.zeros((2, rules, 0))  # nats and tokens of the document so far, by rule and place in the wave
 
     @property
     def is_set(self) -> bool:
         """Whether what is learned from depends on what was scored: else every row learns whenever an update is due."""
-        return self._schedule.is_choosy or self._objective.is_choosy
+        may_refuse = type(self._objective).learns is not Objective.learns
+        return self._rules > 0 and (self._schedule.is_choosy or may_refuse)
+
+    def learn_always(self) -> None:
+        """Lets every row learn, whatever it scored, as when it is tried how much memory that takes."""
+        self._is_asked = False
 
     def learners(self, segment: Segment, nats: Tensor, owners: Sequence[tuple[int, int]]) -> list[bool]:
         """Whether each row learns from a segment that it has scored.
@@ -39,7 +45,7 @@ class Trigger:
             nats: of each row, on the host, [R, S].
             owners: of each row, its rule and its document's place in the wave.
         """
-        if not self.is_set:
+        if not (self.is_set and self._is_asked):
             return [True] * len(owners)
         if segment.is_first:
             self._sums = np.zeros((2, self._rules, len(segment.documents)))

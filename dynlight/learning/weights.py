@@ -42,12 +42,12 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.view_as(targets)
 
 
-def divergences(logits: Tensor, guide: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(guide ‖ model) of each token, in nats: Σ_w p(w) ln (p(w) / q(w)), both softmaxes of logits / temperature, in fp32.
+def divergences(logits: Tensor, guide: Tensor) -> Tensor:
+    """KL(guide ‖ model) of each token, in nats: Σ_w p(w) ln (p(w) / q(w)), both softmaxes of logits, in fp32.
 
     Shapes: logits and guide [D, S, V] → [D, S].
     """
-    p, q = ((each.float() / temperature).log_softmax(dim=-1) for each in (guide, logits))
+    p, q = (each.float().log_softmax(dim=-1) for each in (guide, logits))
     shares = p.exp()
     return torch.where(shares > 0, shares * (p - q), 0.0).sum(dim=-1)  # 0 · ln 0 = 0
 
@@ -62,13 +62,6 @@ class Reading(NamedTuple):
     memory: Memory  # for the next segment
     divergences: Tensor | None = None  # from a guide, [D, S]
     logits: Tensor | None = None  # [D, S, V], where they are kept
-
-
-class Guide(NamedTuple):
-    """What a forward is compared with: logits [D, S, V], both softened by a temperature."""
-
-    logits: Tensor
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -145,7 +138,7 @@ def read_alone(
     segment: Segment,
     memory: Memory,
     context: Context,
-    guide: Guide | None = None,
+    guide: Tensor | None = None,
     keeps_logits: bool = False,
 ) -> Reading:
     """The rows of a segment, read one after another.
@@ -157,7 +150,7 @@ def read_alone(
         segment: with a row of inputs and targets for each row.
         memory: of all rows.
         context: what a forward has in view.
-        guide: what each row is compared with.
+        guide: logits [R, S, V] that each row is compared with.
         keeps_logits: whether they are returned.
     """
     call, found = Call.of(model), list[Reading]()
@@ -166,7 +159,7 @@ def read_alone(
         own = itemgetter(slice(row, row + 1))
         alone = segment.changed(own)
         logits, remembers = read(reader, alone, each_of(memory, own), context, call)
-        beside = None if guide is None else guide._replace(logits=own(guide.logits))
+        beside = None if guide is None else own(guide)
         found.append(_reading(logits, alone.targets, remembers, beside, keeps_logits))
     nats, memories, apart, kept = zip(*found, strict=True)
     return Reading(
@@ -193,7 +186,7 @@ def nats_function(model: Any, compile: bool | str) -> Callable[..., Reading]:
     call = Call.of(model)
 
     def nats_of(
-        segment: Segment, memory: Memory, context: Context, guide: Guide | None = None, keeps_logits: bool = False
+        segment: Segment, memory: Memory, context: Context, guide: Tensor | None = None, keeps_logits: bool = False
     ) -> Reading:
         # Positions are made here: as numbers they would be new to a graph in each segment.
         settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
@@ -219,15 +212,15 @@ def _nats(
     settings: dict[str, Any],
     memory: Memory,
     room: int | None,
-    guide: Guide | None,
+    guide: Tensor | None,
     keeps_logits: bool,
 ) -> Reading:
     logits, memory = _forward(model, call, inputs, targets.shape[1], settings, memory, room)
     return _reading(logits, targets, memory, guide, keeps_logits)
 
 
-def _reading(logits: Tensor, targets: Tensor, memory: Memory, guide: Guide | None, keeps_logits: bool) -> Reading:
-    apart = None if guide is None else divergences(logits, *guide)
+def _reading(logits: Tensor, targets: Tensor, memory: Memory, guide: Tensor | None, keeps_logits: bool) -> Reading:
+    apart = None if guide is None else divergences(logits, guide)
     return Reading(token_nats(logits, targets), memory, apart, logits if keeps_logits else None)
 
 
@@ -318,8 +311,8 @@ class Weights(ABC):
         """Drops all but the first `documents` documents of a wave from weights, memory and optimizer state."""
 
     @abstractmethod
-    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
-        """Reads a segment, each row under its own weights; `guide`: of each document, [D, S, V]; `plain`: not compiled."""
+    def score(self, segment: Segment, guide: Tensor | None = None, plain: bool = False) -> Reading:
+        """Reads a segment, each row under its own weights; `guide`: logits [D, S, V] to compare with; `plain`: not compiled."""
 
     def read_again(self, segment: Segment) -> Tensor:
         """Nats [R, S] of an earlier segment of the documents, each row under its own weights, without a memory."""
@@ -367,12 +360,11 @@ class Weights(ABC):
         """Whether all of each row's gradients are finite, bool [R], on the device."""
 
     @abstractmethod
-    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool], learners: Sequence[bool]) -> None:
         """Makes one update by each rule from the gradients of the last backward, which are then dropped.
 
-        `learners` says of each row whether it learns: its gradient is finite, and no trigger is against it. Weights of a row
-        that doesn't stay as they were; but where rows are updated as one, a row whose gradient is not finite, from whose
-        document nothing more is learned, is spoiled and changes no other.
+        A row that is not among the `learners` stays as it was. Where gradients are not `finite`, weights of a single row stay
+        as they were; one of several rows, from whose document nothing more is learned, is spoiled and changes no other.
         """
 
     def drop_gradients(self) -> None:
@@ -400,7 +392,7 @@ class Weights(ABC):
         self,
         segment: Segment,
         memory: Memory,
-        guide: Guide | None = None,
+        guide: Tensor | None = None,
         keeps_logits: bool = False,
         plain: bool = False,
     ) -> Reading:
@@ -431,7 +423,7 @@ class InPlace(Weights):
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """One document at a time: there is none to drop."""
 
-    def score(self, segment: Segment, guide: Guide | None = None, plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Tensor | None = None, plain: bool = False) -> Reading:
         return self._read(segment, self.memory, guide, plain=plain)
 
     @torch.no_grad()
@@ -458,9 +450,11 @@ class InPlace(Weights):
         sums = [weight.grad.sum() for weight in self.learned if weight.grad is not None]
         return all_finite(sums, 1, self.model.device)
 
-    def step(self, optimizers: Sequence[Optimizer], learners: Sequence[bool]) -> None:
-        for optimizer in optimizers if learners[0] else ():
+    def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool], learners: Sequence[bool]) -> None:
+        for optimizer in optimizers if finite[0] and learners[0] else ():
             optimizer.step()
+        for error in () if finite[0] else chain(*self.errors):  # what is left out of NaN is NaN
+            error.zero_()
         self.drop_gradients()
         self._sums = None
 

@@ -62,7 +62,7 @@ class Receipt(Meter):
             "documents": len(documents),
             "tokens": sum(len(document) for document in documents),
             "bytes": sum(document.bytes for document in documents),
-            "reset": module.reset_weights.every,
+            "reset": "partly" if module.reset_weights.keep else module.reset_weights.every,
             "columns": COLUMNS,
             "ledger": [],
         }

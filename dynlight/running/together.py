@@ -96,7 +96,8 @@ class Trial:
 
     def __init__(self, run: Run, device: torch.device, processes: int = 1) -> None:
         self._run = run
-        self._document = _longest(run.documents, run.choices.context)
+        replayed = len(run.choices.objective.replayed(10**6))
+        self._document = _longest(run.documents, run.choices.context, replayed)
         self._settings = on_one_device(run.choices.trainer)
         self._settings.logger, self._settings.callbacks = False, None
         self._settings.devices = [device.index] if device.type == "cuda" else 1
@@ -111,6 +112,7 @@ class Trial:
         self._clear()
         documents = [replace(self._document, index=i, name=f"document {i}") for i in range(together)]
         module = self._run.module(schedule=_at_each_segment(self._run.choices.schedule))
+        module.trigger.learn_always()
         try:
             self._run.read(module, documents, together=together, settings=self._settings)
             return peak_memory(self._device) - self._held_before
@@ -136,12 +138,14 @@ def most_to_read(documents: Sequence[Document], ranks: int, module: DynamicEvalu
 
 
 def _at_each_segment(schedule: UpdateFrequency) -> UpdateFrequency:
-    return schedule if schedule.every == "never" else UpdateFrequency(1, schedule.passes)
+    if schedule.every == "never":
+        return schedule
+    return UpdateFrequency(1, schedule.passes, schedule.above, schedule.above_mean)
 
 
-def _longest(documents: Sequence[Document], context: Any) -> Document:
-    """The longest document, cut one whole segment after memory and context are full, when costs no longer grow."""
+def _longest(documents: Sequence[Document], context: Any, replayed: int) -> Document:
+    """The longest document, cut one whole segment after memory, context and replays are full, when costs no longer grow."""
     longest = max(documents, key=len)
-    full = (context.memory or 0) + context.context(10**9, 10**9 + context.segment) + 2 * context.segment
+    full = (context.memory or 0) + context.context(10**9, 10**9 + context.segment) + (2 + replayed) * context.segment
     tokens, ends = longest.tokens[:full], longest.ends[:full]
     return Document(0, longest.name, longest.text, tokens, ends, longest.prefix)

@@ -13,17 +13,15 @@ from dynlight import All, GradientStatistics, LoRA, Matching, RMSDynamic, Transf
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((50, 33, 16))]
 CONTEXT, WINDOW = TransformerXL(16, 24), {"segment": 16, "memory": 24}
-FACTORS = {"mlp": 0.0, "embed_tokens": 3.0, "down_proj": 0.5}
+FACTORS = {"down_proj": 0.5, "mlp": 0.0, "embed_tokens": 3.0}
 
 
 def grouped(update, model, factors, lr, learned):
-    """An optimizer with a parameter group for each learned weight, at the factor of the last pattern found in its name."""
+    """An optimizer with a parameter group for each learned weight, at the factor of the first pattern found in its name."""
     names = {id(weight): name for name, weight in model.named_parameters()}
     groups = []
     for weight in learned:
-        factor = 1.0
-        for pattern, own in factors.items():
-            factor = own if pattern in names[id(weight)] else factor
+        factor = next((own for pattern, own in factors.items() if pattern in names[id(weight)]), 1.0)
         groups.append({"params": [weight], "lr": lr * factor})
     return as_ours(update, groups)
 
@@ -88,6 +86,15 @@ def test_ranks_of_modules_are_pefts():
         (
             {"rate_factors": {"lm_hed": 0.1}},
             "rate_factors.lm_hed must be found in the name of a learned weight, got none",
+        ),
+        (
+            {"rate_factors": {"mlp": 1, "up_proj": 2}},
+            "rate_factors.up_proj must .*, got those alone that earlier patterns",
+        ),
+        ({"rate_factors": {99: 0.5}}, "rate_factors.99 must be found in the name of a learned weight, got none"),
+        (
+            {"parameters": lambda: LoRA(ranks={".*_proj": 2, "q_proj": 4})},
+            "parameters.ranks.q_proj must match the end of",
         ),
         ({"rate_factors": {"mlp": -1.0}}, "rate_factors.mlp must be at least 0 and finite, got -1.0"),
         ({"rate_factors": {"[": 1.0}}, r"rate_factors must have regular expressions as keys, got \[ "),

@@ -19,6 +19,7 @@ from dynlight import (
     LoRA,
     Matching,
     Overlapping,
+    ResetWeights,
     RMSDynamic,
     Sparse,
     TransformerXL,
@@ -128,7 +129,7 @@ def test_a_change_equals_the_reference(changes, make_change, context, window, pa
 
 
 def nats(documents=DOCUMENTS, together=1, **choices):
-    """Nats of each document, and how each segment of the last fared."""
+    """Nats of each document."""
     found = run(tiny(), documents, TransformerXL(16, 24), together=together, **({"update": SGD} | choices))
     return [float(torch.cat(document).double().sum()) if document else 0.0 for document in found.nats]
 
@@ -208,6 +209,7 @@ def test_weights_are_chosen_once_by_the_statistics_of_a_corpus(monkeypatch, toge
             lambda: Sparse(0.1, statistics=GradientStatistics()),
             "gradient.statistics must be null where gradient.by is gradient, got settings",
         ),
+        (lambda: Compressed(0.1, feedback=None), "gradient.feedback must be true or false, got null"),
         (Compressed, "gradient.share must be given, or gradient.bits, but not both, got share None and bits None"),
         (lambda: Compressed(0.1, 4), "gradient.share must be given, or gradient.bits, but not both, got share 0.1"),
         (lambda: Compressed(bits=17), "gradient.bits must be from 1 to 16, got 17"),
@@ -229,6 +231,37 @@ def test_a_gradient_that_is_not_finite_is_noticed():
         found = run(tiny(), documents, TransformerXL(16, 24), update=partial(torch.optim.SGD, lr=1e30), gradient=changes,
                     together=2)  # fmt: skip
         assert set(found.module.failures.of_documents) == {0, 1}
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_later_document():
+    """Not through what its compression left out, either."""
+    documents = [DOCUMENTS[0], DOCUMENTS[1], DOCUMENTS[3]]
+
+    class Spoiled(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 0 and not self.done:
+                self.done = True
+                for weight in pl_module.weights.learned:
+                    weight.grad.fill_(math.nan)
+
+        done = False
+
+    for choices in ({}, {"gradient": [Compressed(share=0.05)]}):
+        found = run(
+            tiny(), documents, TransformerXL(16, 24), [Spoiled()], update=SGD, reset=ResetWeights("never"), **choices
+        )
+        assert set(found.module.failures.of_documents) == {0}
+
+
+def test_statistics_of_adapters_are_refused():
+    statistics = GradientStatistics(data={"path": "text", "data_files": "x"})
+    with pytest.raises(ValueError, match="gradient.by must be gradient with adapters, of which half have no gradient"):
+        run(tiny(), [[1, 2]], Overlapping(16, 16), update=SGD, parameters=LoRA(rank=2),
+            gradient=[Sparse(0.1, by="fisher", statistics=statistics)])  # fmt: skip
+
+
+def test_nothing_is_asked_of_a_corpus_where_nothing_is_learned():
+    run(tiny(), [[1, 2]], Overlapping(16, 16), update=None, gradient=[Sparse(0.1, by="fisher")])
 
 
 def test_krauses_rule_reads_a_sparse_gradient(monkeypatch):

@@ -83,7 +83,7 @@ def test_krauses_rule_at_many_rates(monkeypatch):
 
     reads = []
 
-    def collect(statistics, model, tokenizer, context):
+    def collect(statistics, model, tokenizer, context, setting):
         reads.append(statistics)
         return [torch.full_like(weight, 0.01) for weight in model.parameters()]
 
@@ -291,12 +291,12 @@ def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monk
     documents = [random_tokens(64, 3), random_tokens(64, 4)]
     score = Stacked.score
 
-    def spoiled(self, segment, plain=False):
+    def spoiled(self, segment, guide=None, plain=False):
         """As a kernel may that multiplies what it masks by 0: the first row is NaN as soon as token 60 is among inputs."""
-        nats, kept = score(self, segment, plain)
+        reading = score(self, segment, guide, plain)
         if self.owners[:1] == [(0, 0)] and (segment.inputs[0] == 60).any():
-            nats = torch.cat([nats[:1] * math.nan, nats[1:]])
-        return nats, kept
+            reading = reading._replace(nats=torch.cat([reading.nats[:1] * math.nan, reading.nats[1:]]))
+        return reading
 
     monkeypatch.setattr(Stacked, "score", spoiled)
     without = [token % 60 for token in documents[0]]

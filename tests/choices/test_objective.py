@@ -26,6 +26,7 @@ from dynlight import (
     TransformerXL,
     UpdateFrequency,
 )
+from dynlight.choices.objective import Forward
 from dynlight.learning.weights import divergences
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
@@ -37,12 +38,15 @@ MIDDLE = 4.13  # nats a token, which some segments and tokens of these documents
 def test_numbers_by_hand():
     nats = torch.tensor([[3.0, 1.0, 2.0, 0.0], [5.0, 1.0, 0.0, 0.0]])
     scored = torch.tensor([[True, True, True, False], [True, True, False, False]])
-    assert NextToken().losses(nats, scored).tolist() == [2.0, 3.0]
-    assert Surprising(1.5).losses(nats, scored).tolist() == [2.0, 3.0]
-    assert Surprising(1.5, of="tokens").losses(nats, scored).tolist() == [2.5, 5.0]
-    weighted = Surprising(1.5, weight=0.1).losses(nats, scored).tolist()
+    read = Forward(nats, scored, nats)
+    assert NextToken().losses(read).tolist() == [2.0, 3.0]
+    assert Surprising(1.5).losses(read).tolist() == [2.0, 3.0]
+    assert Surprising(1.5, of="tokens").losses(read).tolist() == [2.5, 5.0]
+    second = Forward(nats / 10, scored, nats)  # what surprised when it was scored is learned from in a second pass, too
+    assert Surprising(1.5, of="tokens").losses(second).tolist() == pytest.approx([0.25, 0.5])
+    weighted = Surprising(1.5, weight=0.1).losses(read).tolist()
     assert weighted == pytest.approx([0.1 * math.exp(0.5) * 2, 0.1 * math.exp(1.5) * 3])
-    weighted = Surprising(2.0, weight=0.1, of="tokens").losses(nats, scored).tolist()
+    weighted = Surprising(2.0, weight=0.1, of="tokens").losses(read).tolist()
     assert weighted == pytest.approx([0.1 * math.exp(1) * 3, 0.1 * math.exp(3) * 5])
     assert [Surprising(2.0).learns(nats[0, :3]), Surprising(1.9).learns(nats[0, :3])] == [False, True]
     assert [Surprising(3.0, of="tokens").learns(nats[0, :3]), Surprising(2.9, of="tokens").learns(nats[0])] == [
@@ -201,6 +205,23 @@ def test_an_anchor_equals_a_loop(update):
         assert float(torch.cat(one).sum()) == pytest.approx(float(torch.cat(other).sum()), rel=1e-5)
 
 
+def test_an_anchor_needs_no_reference_and_costs_a_forward():
+    tables = []
+    for choices in (
+        {"objective": Anchored(0.5), "reference": "static"},
+        {"objective": Anchored(0.5), "reference": None},
+        {"reference": "static"},
+    ):
+        records = Records()
+        found = run(tiny(), DOCUMENTS, TransformerXL(16, 24), [records], update=SGD, together=2, **choices)
+        tables.append((records.segments, found.nats))
+    (with_reference, nats), (without, same), (plain, _) = tables
+    for one, other in zip(nats, same, strict=True):
+        assert torch.equal(torch.cat(one), torch.cat(other))
+    assert without.flops.tolist() == with_reference.flops.tolist() == (plain.flops + plain.static_flops).tolist()
+    assert (without.static_flops.tolist(), without.static_nats.isna().all()) == ([0] * len(without), True)
+
+
 def test_an_anchor_holds():
     """The heavier it is, the nearer scores stay to those of the initial weights."""
     static = read(update=None)[0]
@@ -269,9 +290,6 @@ def test_divergences_by_hand():
     expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert divergences(logits, guide).item() == pytest.approx(expected)
     assert divergences(guide, guide).item() == 0
-    shares = [1 / (1 + math.sqrt(3)), math.sqrt(3) / (1 + math.sqrt(3))]
-    softer = sum(share * math.log(share / 0.5) for share in shares)
-    assert divergences(logits, guide, temperature=2.0).item() == pytest.approx(softer)
 
 
 NEUTRAL = {
@@ -290,6 +308,21 @@ NEUTRAL = {
 @pytest.mark.parametrize("choices", NEUTRAL.values(), ids=NEUTRAL)
 def test_neutral_settings_change_no_bit(choices, update, together):
     assert read(together=together, update=update, **choices) == read(together=together, update=update)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("choices", [choices for choices, _ in CHOICES.values()], ids=CHOICES)
+def test_where_nothing_is_learned_nothing_is_asked(choices, together):
+    assert read(together=together, **(choices | {"update": None})) == read(together=together, update=None)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_passes_fail_no_document(together):
+    objective = Surprising(MIDDLE, of="tokens")
+    update, schedule = partial(torch.optim.SGD, lr=0.3), UpdateFrequency(passes=4)
+    found = run(tiny(), DOCUMENTS, TransformerXL(16, 24), update=update, objective=objective, schedule=schedule,
+                together=together)  # fmt: skip
+    assert not found.module.failures.of_documents
 
 
 @pytest.mark.parametrize("together", [1, 3])
@@ -348,8 +381,8 @@ def test_flops_are_those_of_what_was_done():
         (lambda: Surprising(-math.inf, weight=0.1), "objective.weight must be null where objective.threshold is -.inf"),
         (lambda: Anchored(-1.0), "objective.weight must be at least 0 and finite, got -1.0"),
         (
-            lambda: run(tiny(), [[1]], Overlapping(4, 4), update=SGD, objective=Anchored(0.5)),
-            "reference must be static with an objective every token, anchored to the initial weights by 0.5, got null",
+            lambda: UpdateFrequency(every="never", above=1.0),
+            "schedule.above must be null with schedule.every never, got 1.0",
         ),
         (lambda: Replayed(0), "objective.segments must be at least 1, got 0"),
         (lambda: Replayed(share=1.0), "objective.share must be at least 0 and under 1, got 1.0"),
