@@ -216,21 +216,30 @@ class Stacked(Weights):
     @torch.no_grad()
     def _take(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
         """Narrows weights, memory and optimizer state to the rows `keep`."""
-        for rows, weights, optimizer in () if self._apart else self._by_rule(optimizers):
-            rows_left = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
-            for weight in weights:
-                state = optimizer.state[weight]
-                optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
+        narrow = self._drop_states if self._apart else self._narrow_states
+        narrow(keep, optimizers)
         index = as_index(keep)
         if isinstance(index, Tensor) or index.start > 0:
-            for storage in chain(
-                self._storage, *self._error_storage
-            ):  # to its start, so that no second storage is taken up
+            for storage in chain(self._storage, *self._error_storage):  # to its start, to take up no second storage
                 storage[: len(keep)] = storage[index].clone()
         self.memory = _rows_of(self.memory, index)
         self.owners = [self.owners[row] for row in keep]
         self._bind()
         self._sums = None
+
+    def _narrow_states(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
+        """Narrows optimizer state to the rows `keep`, where a parameter is of all rows."""
+        for rows, weights, optimizer in self._by_rule(optimizers):
+            rows_left = as_index([row - rows.start for row in keep if row in range(rows.start, rows.stop)])
+            for weight in weights:
+                state = optimizer.state[weight]
+                optimizer.state[weight] = {key: _narrowed(value, weight, rows_left) for key, value in state.items()}
+
+    def _drop_states(self, keep: list[int], optimizers: Sequence[Optimizer]) -> None:
+        """Drops optimizer state of all rows but `keep`, where each row has parameters of its own."""
+        for rule, optimizer in enumerate(optimizers):
+            for weight in [weight for weight, _, row in self._parts(rule) if row not in keep]:
+                optimizer.state.pop(weight, None)
 
     def _by_rule(self, optimizers: Sequence[Optimizer]) -> list[tuple[slice, list[nn.Parameter], Optimizer]]:
         """Each rule's rows and weights with its optimizer; nothing in static evaluation, which has none."""

@@ -107,7 +107,7 @@ def role(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def kind_of(document: str) -> str:
     """Of what kind a text is: `books`, as its folder says; modules of the library have none."""
-    return KINDS.get(document, "seen Python")
+    return KINDS.get(Path(document).name, "Python's library")
 
 
 def statics(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
