@@ -40,6 +40,9 @@ WIDER = 10**0.5  # one step of the search for a rate
 MOST_STEPS = 8
 # The longest window that a model was trained to read, where it has room for more positions.
 TRAINED_WINDOWS = {"tiny-books": 512, "experiments/ladder": 1024}
+PLAIN = (
+    '--parameters={"class_path": "dynlight.All", "init_args": {}}'  # in the same words whatever it takes the place of
+)
 SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
 
 
@@ -167,10 +170,19 @@ def adapted(learned: Sequence[str], every: int | None = None) -> pd.DataFrame:
 
 def static(test: Sequence[str], every: int | None = None, context: dict[str, Any] | None = None) -> pd.DataFrame:
     """The test set with nothing learned, in the same windows or in another context."""
-    dropped = ("--update", "--rates", "--mixture", "--parameters", "--schedule", *(["--context"] if context else []))
+    dropped = (
+        "--update",
+        "--rate",
+        "--mixture",
+        "--parameters",
+        "--schedule",
+        "--objective",
+        "--gradient",
+        *(["--context"] if context else []),
+    )
     settings = [argument for argument in test if not argument.startswith(dropped)]
     settings += [f"--context={json.dumps(context)}"] if context else []
-    plain = ["--update=null", "--rates=null", "--mixture=null", "--parameters=All", "--schedule.every=1"]
+    plain = ["--update=null", "--rates=null", "--mixture=null", PLAIN, "--schedule.every=1"]
     return kept(partial(_static, every=every), [*settings, *plain])
 
 
