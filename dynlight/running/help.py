@@ -32,11 +32,9 @@ around them
                     documents, max_tokens, together, streaming
   reference         static: the initial weights score the same windows; null:
                     they do not, which saves the cost
-  clip              the largest gradient norm of a document; null: no bound;
-                    short for a Clip in front of gradient
+  clip              the largest gradient norm of a document; null: no bound
   rates             learning rates that each learn from every document
-  rate_factors      by what the rate of some weights is multiplied, by a
-                    regular expression in their names: {lm_head: 0.1}
+  rate_factors      of the learning rate, by a regular expression in names
   trainer           Lightning's Trainer: accelerator, devices, precision,
                     strategy (several: document_parallel; a model larger than
                     one: model_parallel), num_nodes, logger, callbacks
@@ -53,14 +51,14 @@ def help_text() -> str:
     """The whole help, for a terminal of 80 columns."""
     rules = ", ".join(["a class of torch.optim", *subclasses("update", "Optimizer")])
     choices = {
-        "context": f"what is scored next, with what in view: {', '.join(subclasses('context', 'Context'))}",
+        "context": f"what is scored, behind what: {', '.join(subclasses('context', 'Context'))}",
         "parameters": f"which weights may learn: {', '.join(subclasses('parameters', 'Parameters'))}",
-        "objective": f"what is learned from a segment: {', '.join(subclasses('objective', 'Objective'))}",
-        "update": f"how they change: {rules}; null: nothing is learned (with a mixture: by rules of its own)",
-        "gradient": f"what becomes of the gradient before, a list: {', '.join(subclasses('gradient', 'Gradient'))}",
+        "objective": f"what is learned: {', '.join(subclasses('objective', 'Objective'))}",
+        "update": f"how weights change: {rules}; null: static",
+        "gradient": f"changes of the gradient: {', '.join(subclasses('gradient', 'Gradient'))}",
         "schedule": "when: every, passes, above, above_mean",
         "reset": "when it is forgotten: every (document or never), keep",
-        "mixture": "how several rates predict together: switching; {}: no rate is needed",
+        "mixture": "how rates predict together: {}: none need be chosen",
     }
     lines = [
         textwrap.fill(text, 79, initial_indent=f"  {name:18}", subsequent_indent=" " * 20)
