@@ -79,9 +79,13 @@ def test_the_tables_of_claims_say_what_the_results_say():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_points_are_among_the_results(name):
-    books = grid.Scale.read()
-    keys = [grid.key_of(name, point, books) for point in grid.points(name)]
-    assert set(results.load(name).key) == set(keys)
+    books, points = grid.Scale.read(), grid.points(name)
+    found = set(results.load(name).key)
+    assert len(found) == len(points)
+    models = {grid.model_of(name, point, books) for point in points}
+    if missing := [model for model in models if not grid.weights_of(model)]:
+        pytest.skip(f"a point's key is made of the model's weights, which are not here: {', '.join(missing)}")
+    assert found == {grid.key_of(name, point, books) for point in points}
 
 
 def test_processes_share_a_grid(tmp_path, monkeypatch, capsys):

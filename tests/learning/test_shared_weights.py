@@ -83,7 +83,7 @@ def in_lockstep(library):
         if gradients:
             for weight, *each in zip(weights.learned, *gradients, strict=True):
                 weight.grad = sum(each) / len(gradients)
-            weights.clip(0.5)
+            torch.nn.utils.clip_grad_norm_(weights.learned, 0.5)
             optimizer.step()
     return found
 

@@ -97,9 +97,9 @@ def test_nats_and_memory_outlive_the_graph_that_made_them(run, tmp_path, compile
         def replay(*args):
             for tensor in returned:
                 tensor.data.fill_(float("nan"))
-            nats, memory = call(*args)
-            returned[:] = [nats, *(tensor for layer in memory for tensor in layer.values())]
-            return nats, memory
+            reading = call(*args)
+            returned[:] = [reading.nats, *(tensor for layer in reading.memory for tensor in layer.values())]
+            return reading
 
         return replay
 
