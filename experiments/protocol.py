@@ -40,9 +40,6 @@ WIDER = 10**0.5  # one step of the search for a rate
 MOST_STEPS = 8
 # The longest window that a model was trained to read, where it has room for more positions.
 TRAINED_WINDOWS = {"tiny-books": 512, "experiments/ladder": 1024}
-PLAIN = (
-    '--parameters={"class_path": "dynlight.All", "init_args": {}}'  # in the same words whatever it takes the place of
-)
 SUMS = ["tokens", "bytes", "nats", "flops", "seconds"]
 
 
@@ -182,7 +179,7 @@ def static(test: Sequence[str], every: int | None = None, context: dict[str, Any
     )
     settings = [argument for argument in test if not argument.startswith(dropped)]
     settings += [f"--context={json.dumps(context)}"] if context else []
-    plain = ["--update=null", "--rates=null", "--mixture=null", PLAIN, "--schedule.every=1"]
+    plain = ["--update=null", "--rates=null", "--mixture=null", "--parameters=All", "--schedule.every=1"]
     return kept(partial(_static, every=every), [*settings, *plain])
 
 
@@ -224,7 +221,7 @@ def wrong_document(learned: Sequence[str], scale: Scale, every: int | None = Non
 def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]) -> pd.DataFrame:
     """What `read` finds, read once for each configuration: points of a grid share the static model and their rates."""
     config = parse(arguments).as_dict()
-    described = {key: str(value) for key, value in config.items() if key not in ("config", "out")}
+    described = {key: str(_without_nothing(value)) for key, value in config.items() if key not in ("config", "out")}
     described["reads"] = str(getattr(read, "func", read).__name__) + str(getattr(read, "keywords", ""))
     described["weights"] = weights_of(config["model"]["pretrained"])
     path = results.RUNS / "kept" / f"{digest(described)}.csv"
@@ -234,6 +231,13 @@ def kept(read: Callable[[Sequence[str]], pd.DataFrame], arguments: Sequence[str]
         with draft_of(path, sync=False, is_shared=True) as draft:  # another process may be reading the same
             found.to_csv(draft, index=False)
     return pd.read_csv(path)
+
+
+def _without_nothing(section: Any) -> Any:
+    """A section without an empty `init_args`, which is there or not by what the class in it has taken the place of."""
+    if not isinstance(section, dict):
+        return section
+    return {name: value for name, value in section.items() if value or name != "init_args"}
 
 
 def alone(arguments: Sequence[str]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynlight import Context, Document, DocumentStream, DynamicEvaluation
+from dynlight import All, Context, Document, DocumentStream, DynamicEvaluation, LoRA, Overlapping, TransformerXL
 
 TRAINER: dict[str, Any] = {
     "max_epochs": 1,
@@ -31,6 +32,17 @@ def random_tokens(length: int, seed: int, vocabulary: int = 61) -> list[int]:
     """Tokens with something to learn: a random walk over part of the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(0, 7, (length,), generator=generator).cumsum(0) % vocabulary).tolist()
+
+
+# Both contexts, each with the reference's words for it, and with weights of the model or adapters beside them.
+IN_BOTH_CONTEXTS = pytest.mark.parametrize(
+    ("context", "window", "parameters"),
+    [
+        (TransformerXL(16, 24), {"segment": 16, "memory": 24}, All()),
+        (Overlapping(16, 40), {"segment": 16, "window": 40}, LoRA(rank=3)),
+    ],
+    ids=["memory", "windows"],
+)
 
 
 class Collect(Callback):

@@ -25,9 +25,7 @@ class Forward:
 
     nats: Tensor  # of each token, fp32 [R, S]; 0 in columns not scored
     scored: Tensor  # which columns each row scores, bool [R, S]
-    surprise: (
-        Tensor  # the nats at which each token was scored, constants; those of `nats`, but in a second pass of an update
-    )
+    surprise: Tensor  # at which each token was scored, constants; in the first pass the numbers of `nats`
     divergences: Tensor | None = None  # KL(guide ‖ row) of each token, fp32 [R, S]; of no meaning in columns not scored
 
     def mean(self, of_tokens: Tensor) -> Tensor:

@@ -48,9 +48,8 @@ class Score:
     static_sums: list[float] | None
     experts: ExpertScores | None = None
     by_static: frozenset[int] = frozenset()  # rows that the initial weights have taken over
-    updates: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 0), dtype=np.int64)
-    )  # [rules, D], made by each rule
+    # Made by each rule from each document, int64 [rules, D].
+    updates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
     digests: Digests | None = None  # where they are asked for
 

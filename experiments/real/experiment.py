@@ -54,9 +54,8 @@ def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
         rate, _ = protocol.choose_rate(test, choice)
         parts = [[*part, "--rates=null", f"--update.lr={rate}"] for part in parts]
     adapted = [protocol.adapted(part, EVERY) for part in parts]
-    parts = [
-        [*part, "--data.together=8"] for part in parts
-    ]  # what learns nothing is read faster so, to the same scores
+    # What learns nothing is read faster so, to the same scores.
+    parts = [[*part, "--data.together=8"] for part in parts]
     found = {
         "adapted": concatenated(adapted),
         "static": concatenated(protocol.static(part, EVERY) for part in parts),

@@ -9,7 +9,7 @@ import reference
 import torch
 from lightning.pytorch import Callback
 from models import tiny
-from running import as_ours, random_tokens, run
+from running import IN_BOTH_CONTEXTS, as_ours, random_tokens, run
 
 from dynlight import (
     All,
@@ -109,14 +109,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("update", [SGD, partial(torch.optim.Adam, lr=1e-3)], ids=["sgd", "adam"])
-@pytest.mark.parametrize(
-    ("context", "window", "parameters"),
-    [
-        (TransformerXL(16, 24), {"segment": 16, "memory": 24}, All()),
-        (Overlapping(16, 40), {"segment": 16, "window": 40}, LoRA(rank=3)),
-    ],
-    ids=["memory", "windows"],
-)
+@IN_BOTH_CONTEXTS
 @pytest.mark.parametrize(("changes", "make_change"), CHANGES.values(), ids=CHANGES)
 def test_a_change_equals_the_reference(changes, make_change, context, window, parameters, update):
     ours, theirs = tiny(), tiny()

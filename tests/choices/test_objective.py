@@ -8,14 +8,12 @@ import reference
 import torch
 from lightning.pytorch import Callback
 from models import tiny
-from running import as_ours, random_tokens, run
+from running import IN_BOTH_CONTEXTS, as_ours, random_tokens, run
 
 from dynlight import (
-    All,
     Anchored,
     Compressed,
     GradientStatistics,
-    LoRA,
     Matching,
     NextToken,
     Overlapping,
@@ -104,14 +102,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("update", [SGD, ADAM], ids=["sgd", "adamw"])
-@pytest.mark.parametrize(
-    ("context", "window", "parameters"),
-    [
-        (TransformerXL(16, 24), {"segment": 16, "memory": 24}, All()),
-        (Overlapping(16, 40), {"segment": 16, "window": 40}, LoRA(rank=3)),
-    ],
-    ids=["memory", "windows"],
-)
+@IN_BOTH_CONTEXTS
 @pytest.mark.parametrize(("choices", "make_loss"), CHOICES.values(), ids=CHOICES)
 def test_a_choice_equals_the_reference(choices, make_loss, context, window, parameters, update):
     ours, theirs = tiny(), tiny()
