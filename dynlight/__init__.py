@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynlight.choices.context import Overlapping, TransformerXL
     from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
+    from dynlight.choices.memories import DocumentMemory, NeuralCache, NGrams, OutputBias
     from dynlight.choices.mixture import Mixture
     from dynlight.choices.objective import Anchored, NextToken, Objective, Replayed, Surprising
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
@@ -32,6 +33,7 @@ _MODULES = {
     "Compressed": "choices.gradient",
     "Context": "documents.segments",
     "Document": "documents.document",
+    "DocumentMemory": "choices.memories",
     "DocumentProgress": "recording.progress",
     "DocumentStream": "learning.stream",
     "DynamicEvaluation": "learning.module",
@@ -41,8 +43,11 @@ _MODULES = {
     "LoRA": "choices.parameters",
     "Matching": "choices.parameters",
     "Mixture": "choices.mixture",
+    "NGrams": "choices.memories",
+    "NeuralCache": "choices.memories",
     "NextToken": "choices.objective",
     "Objective": "choices.objective",
+    "OutputBias": "choices.memories",
     "Overlapping": "choices.context",
     "Parameters": "choices.parameters",
     "PowerSGD": "learning.processes.gradients",

@@ -57,8 +57,10 @@ class AuditedRun:
         """What `audit` takes besides the scorer and the policy."""
         choices = self.choices
         rule = choices["update"] or torch.optim.SGD
-        is_mixed = _is_mixed(choices)
-        rate_0 = {"rates": [0.0], "update": rule} if is_mixed else {"update": at_rate(rule, 0.0)}
+        plain = {"rates": None, "mixture": None, "memories": None}
+        rate_0 = {**plain, "update": at_rate(rule, 0.0)} | (
+            {"rates": [0.0], "update": rule} if _is_mixed(choices) else {}
+        )
         return {
             "documents": self.pieces(),
             "vocabulary": self.model.config.get_text_config().vocab_size,
@@ -71,7 +73,7 @@ class AuditedRun:
             "sampler": self.sample,
             "guess": self.guess,
             "rate_0": self._scorer(**rate_0),
-            "static": self._scorer(update=None, rates=None, mixture=None),
+            "static": self._scorer(**plain, update=None),
             "noisy": self._noisy(),
             "long": self._long_documents(),
             "samples": 128,
@@ -120,11 +122,16 @@ class AuditedRun:
         return [document.tokens.tolist() for document in stream.load(self.tokenizer) if len(document)]
 
     def guess(self, prefix: Tokens) -> Sequence[float]:
-        """The static model's chance of each token after a prefix, of which the model sees as much as it can."""
+        """A guess at the chance of each token after a prefix: half what the static model says of as much as it sees, half counts.
+
+        What adapts to a document expects its tokens again, which the static model may not.
+        """
         room = position_limit(self.model.config) or len(prefix) + 1
         with torch.no_grad():
             inputs = torch.tensor([[self.prefix, *prefix][-room:]])
-            return torch.softmax(self.model(input_ids=inputs, logits_to_keep=1).logits[0, -1].double(), -1).tolist()
+            static = torch.softmax(self.model(input_ids=inputs, logits_to_keep=1).logits[0, -1].double(), -1)
+        counts = torch.bincount(torch.tensor(prefix, dtype=torch.int64), minlength=len(static)).double()
+        return (0.5 * static + 0.5 * counts / max(1, len(prefix))).tolist()
 
     def sample(self, count: int, seed: int) -> list[tuple[Tokens, list[float]]]:
         """Documents drawn from the static model, each with the nats of its tokens under that model."""
@@ -145,7 +152,9 @@ class AuditedRun:
     def _learns(self, segment: int) -> bool:
         """Whether a segment is learned from by the schedule; of a run that never learns every one counts."""
         schedule = self.choices.schedule
-        is_static = self.choices["update"] is None and not _is_mixed(self.choices)
+        choices = self.choices
+        learns_by_default = choices["mixture"] is not None and not choices["memories"]
+        is_static = choices["update"] is None and choices["rates"] is None and not learns_by_default
         return is_static or schedule.every == "never" or due(segment, schedule.every)
 
     def _scorer(self, **changes: Any) -> "RunScorer":
@@ -233,7 +242,7 @@ def with_noise(model: Any) -> Any:
 
 def _is_mixed(choices: Any) -> bool:
     """Whether several experts predict together."""
-    return choices["rates"] is not None or choices["mixture"] is not None
+    return choices["rates"] is not None or choices["mixture"] is not None or bool(choices["memories"])
 
 
 def _document(index: int, tokens: Tokens, prefix: int) -> Document:

@@ -6,14 +6,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynlight.documents.segments import Segment
 from dynlight.learning.finished import Failure, Finished
+from dynlight.learning.forward import Keeps
 from dynlight.learning.weights import Weights
+
+
+class Head(NamedTuple):
+    """What a forward makes of a row's first tokens: nats [S], and where they are kept logits [S, V] and states [S, H]."""
+
+    nats: Tensor
+    logits: Tensor | None
+    states: Tensor | None
 
 
 class Stop:
@@ -95,9 +104,9 @@ class FinishStatic(Stop):
         for row, document in enumerate(documents):
             first_static = 0 if self._is_static(document) else len(nats[row])
             if missing[row] and document not in self.of_documents:
-                readable = readable_nats(weights, segment, row)
-                first_static = len(readable)
-                nats[row, :first_static] = readable
+                head = readable(weights, segment, row).nats.cpu()
+                first_static = len(head)
+                nats[row, :first_static] = head
                 self.of_documents[document] = Failure(segment.cut.index, "nats were not finite", stopped=False)
             nats[row, first_static:] = static[row, first_static:]
         return nats
@@ -111,15 +120,19 @@ class FinishStatic(Stop):
 
 
 @torch.no_grad()
-def readable_nats(weights: Weights, segment: Segment, row: int) -> Tensor:
-    """The nats of a row's tokens before the first at which the learned weights give NaN, on the host.
+def readable(weights: Weights, segment: Segment, row: int, keeps: Keeps = ()) -> Head:
+    """What a row's tokens are before the first at which the learned weights give NaN.
 
     A NaN at one token can leak to earlier ones (0 · NaN is NaN under a mask). To decide from earlier tokens only, the
     longest head of the segment whose nats are all numbers is found by bisection.
     """
-    readable, unreadable = torch.empty(0, device=segment.targets.device), segment.targets.shape[1]
-    while unreadable - len(readable) > 1:
-        length = (len(readable) + unreadable) // 2
-        nats = weights.score(segment.head(length), plain=True).nats[row]  # each length would be compiled anew
-        readable, unreadable = (readable, length) if nats.isnan().any() else (nats, unreadable)
-    return readable.cpu()
+    nothing = torch.empty(0, device=segment.targets.device)
+    found, unreadable = Head(nothing, nothing, nothing), segment.targets.shape[1]
+    while unreadable - len(found.nats) > 1:
+        length = (len(found.nats) + unreadable) // 2
+        reading = weights.score(segment.head(length), keeps=keeps, plain=True)  # each length would be compiled anew
+        if reading.nats[row].isnan().any():
+            unreadable = length
+        else:
+            found = Head(reading.nats[row], **reading.kept_of(row, slice(None)))
+    return found

@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.update import NeedsStatistics, Update
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.carried import Memory, lengthened
+from dynlight.learning.forward import read, token_nats
 from dynlight.learning.score import Score
-from dynlight.learning.weights import InPlace, read, token_nats
+from dynlight.learning.weights import InPlace
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class FlopCounter:
         has_static_expert: whether the static model is an expert of a mixture.
         is_guided: whether what it predicts is learned from, so that its forward is a cost of learning.
         replayed: which earlier segments are learned from again beside the one of an index, without a memory.
+        memories: of a mixture, each with the rule that it is over, or −1.
     """
 
     def __init__(
@@ -106,7 +109,10 @@ class FlopCounter:
         has_static_expert: bool = False,
         is_guided: bool = False,
         replayed: Callable[[int], list[int]] = lambda index: [],
+        memories: Sequence[tuple[DocumentMemory, int]] = (),
     ) -> None:
+        self._config: Any = model.config
+        self._memories = memories
         self._replayed = replayed
         self._context = context
         self._memory = context.memory or 0
@@ -131,7 +137,9 @@ class FlopCounter:
     def count(self, score: Score, row: int = 0) -> Flops:
         """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts."""
         cut = score.segment.cut
-        learners = (0,) if score.experts is None else tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
+        learners: tuple[int, ...] = (0,)
+        if score.experts is not None and self._update_flops:
+            learners = tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         memory = min(self._memory, cut.start)
         is_full = cut.start > self._memory
         by_rule = score.updates_of(row)
@@ -140,7 +148,14 @@ class FlopCounter:
         if made := sum(each for _, each in updates):
             for index in self._replayed(cut.index):
                 flops = flops.plus(self._count_again(index * self._context.segment), made)
-        return flops
+        if self._memories and not self._update_flops:  # what reads without them is the static model
+            flops = replace(flops, static=flops.forward)
+        remembering = sum(self._of_memory(memory, cut) for memory, base in self._memories if base in (-1, *learners))
+        return replace(flops, forward=flops.forward + remembering)
+
+    def _of_memory(self, memory: DocumentMemory, cut: Cut) -> int:
+        text = self._config.get_text_config()
+        return sum(memory.flops(place, text.hidden_size, text.vocab_size) for place in range(cut.start, cut.stop))
 
     def _count_again(self, start: int) -> Flops:
         stop = start + self._context.segment

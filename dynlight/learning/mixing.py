@@ -11,12 +11,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dynlight.choices.memories import Base, DocumentMemory
 from dynlight.choices.mixture import Mixture
 from dynlight.documents.segments import Segment
-from dynlight.learning.failures import readable_nats
+from dynlight.learning.failures import readable
+from dynlight.learning.forward import Keeps, Reading
+from dynlight.learning.remembering import STATIC, Remembering
 from dynlight.learning.score import ExpertScores, Score
 from dynlight.learning.stacked import Stacked
 from dynlight.learning.weights import Weights
+
+
+class Scored(NamedTuple):
+    """A reading whose nats are on the host."""
+
+    nats: Tensor  # of each row [R, S], or document [D, S]
+    reading: Reading
 
 
 class Prediction(NamedTuple):
@@ -29,12 +39,15 @@ class Prediction(NamedTuple):
 class Alone:
     """The learned weights of each document predict it alone."""
 
+    keeps: Keeps = ()  # what the readings that it predicts from must keep
+    keeps_static: Keeps = ()
+
     def begin(self, documents: int) -> None:
         """Gives each expert its first weight, for the `documents` documents that begin."""
 
-    def predict(self, segment: Segment, by_row: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
-        """The prediction, from the nats of all rows, `by_row` [R, S], and the static model's, `static` [D, S], on the host."""
-        return Prediction(by_row, None)
+    def predict(self, segment: Segment, rows: Scored, static: Scored | None, weights: Weights) -> Prediction:
+        """The prediction, from what all rows, and the static model, have made of the segment."""
+        return Prediction(rows.nats, None)
 
     def settle(
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
@@ -42,64 +55,82 @@ class Alone:
         """Drops the rows of failed rules; returns whether each document's gradients were finite, None: none can fail."""
         return finite
 
-    def progress_state(self) -> Tensor | None:
-        """The weights of the experts, if there are any."""
+    def progress_state(self) -> Any:
+        """The weights of the experts, and what memories keep, if there are any."""
         return None
 
-    def load_progress_state(self, state: Tensor | None) -> None:
+    def load_progress_state(self, state: Any) -> None:
         """Puts back what `progress_state` gave."""
 
 
 class Mixed(Alone):
-    """A mixture predicts each document, from the static model, if it is an expert, and from each rule's row.
+    """A mixture predicts each document, from the static model, if it is an expert, from each rule's row, and from memories.
 
     Args:
         mixture: how experts are weighted.
-        rules: how many rules learn.
+        rules: how many rules learn; where none does, the rows are read by the static model.
         has_static: whether the static model is an expert.
+        memories: what is remembered besides the weights.
     """
 
-    def __init__(self, mixture: Mixture, rules: int, has_static: bool) -> None:
+    def __init__(self, mixture: Mixture, rules: int, has_static: bool, memories: Sequence[DocumentMemory] = ()) -> None:
         self._mixture = mixture
         self._rules = rules
         self._has_static = has_static
+        self.memories = Remembering(memories, rules)
+        self.keeps = self.memories.kept("rules" if rules else "static")
+        self.keeps_static = self.memories.kept("static") if rules else ()
         self._log_weights = np.empty((0, 0))
 
     def begin(self, documents: int) -> None:
-        self._log_weights = self._mixture.prior(self._rules + self._has_static, documents)
+        experts = self._has_static + self._rules + len(self.memories.experts)
+        self._log_weights = self._mixture.prior(experts, documents)
+        self.memories.begin(documents)
 
-    def predict(self, segment: Segment, by_row: Tensor, static: Tensor | None, weights: Weights) -> Prediction:
+    def predict(self, segment: Segment, rows: Scored, static: Scored | None, weights: Weights) -> Prediction:
         documents, columns = segment.targets.shape
-        by_expert = by_row.new_full((self._rules, documents, columns), float("nan"))
-        rules, owners = np.array(_rows(weights).owners, dtype=np.int64).reshape(-1, 2).T
-        by_expert[rules, owners] = _without_spoiled(segment, by_row, weights)
-        if static is not None:
-            by_expert = torch.cat([static[None], by_expert])
+        owners = _rows(weights).owners
+        if not self._rules:
+            static, owners = rows, []
+        else:
+            rows = _without_spoiled(segment, rows, weights, self.keeps)
+        by_expert = rows.nats.new_full((self._rules, documents, columns), float("nan"))
+        for row, owner in enumerate(owners):
+            by_expert[owner] = rows.nats[row]
+        if static is not None and self._has_static:
+            by_expert = torch.cat([static.nats[None], by_expert])
         nats = by_expert.numpy()
+        if self.memories.experts:
+            nats = np.concatenate([nats, self.memories.read(segment, _bases(segment, rows, owners, static))])
         is_scored = np.zeros((documents, columns), dtype=bool)
         for document, scored in enumerate(segment.scored):
             is_scored[document, scored] = True
         mixed, mean_weights, after = self._mixture.predict(self._log_weights[:, :documents], nats, is_scored)
         self._log_weights[:, :documents] = after
         learners = np.zeros((self._rules, documents), dtype=bool)
-        learners[rules, owners] = True
+        for owner in owners:
+            learners[owner] = True
         return Prediction(torch.from_numpy(mixed), ExpertScores(nats, mean_weights, learners))
 
     def settle(
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
     ) -> Sequence[bool] | None:
         assert score.experts is not None, "a mixture predicted it"
-        failed = ~np.isfinite(score.experts.nats[self._has_static :]).all(axis=2)
+        of_rules = score.experts.nats[self._has_static :][: self._rules]
+        failed = ~np.isfinite(of_rules).all(axis=2)
         stacked = _rows(weights)
-        if rows := [row for row, owner in enumerate(stacked.owners) if failed[owner]]:
+        if self._rules and (rows := [row for row, owner in enumerate(stacked.owners) if failed[owner]]):
             stacked.drop(rows, optimizers)
         return None
 
-    def progress_state(self) -> Tensor | None:
-        return torch.from_numpy(self._log_weights)
+    def progress_state(self) -> Any:
+        return {"log_weights": torch.from_numpy(self._log_weights), "memories": self.memories.progress_state()}
 
     def load_progress_state(self, state: Any) -> None:
-        self._log_weights = state.numpy()
+        if isinstance(state, Tensor):  # a checkpoint of a version without memories
+            state = {"log_weights": state, "memories": []}
+        self._log_weights = state["log_weights"].numpy()
+        self.memories.load_progress_state(state["memories"])
 
 
 def _rows(weights: Weights) -> Stacked:
@@ -107,11 +138,34 @@ def _rows(weights: Weights) -> Stacked:
     return weights
 
 
-def _without_spoiled(segment: Segment, nats: Tensor, weights: Weights) -> Tensor:
-    """The nats of all rows; in a row with NaN, those of `readable_nats`, then NaN."""
-    spoiled = nats.isnan().any(dim=1).nonzero().flatten().tolist()
-    nats = nats.clone() if spoiled else nats
-    for row in spoiled:
-        readable = readable_nats(weights, segment, row)
-        nats[row] = torch.cat([readable, nats.new_full((nats.shape[1] - len(readable),), float("nan"))])
-    return nats
+def _without_spoiled(segment: Segment, rows: Scored, weights: Weights, keeps: Keeps) -> Scored:
+    """The readings of all rows; in a row with NaN, that of its head which is `readable`, then NaN."""
+    nats, reading = rows
+    for row in nats.isnan().any(dim=1).nonzero().flatten().tolist():
+        head = readable(weights, segment, row, keeps)
+        nats = _with_row(nats, row, head.nats.cpu())
+        kept: dict[str, Any] = {name: _with_row(getattr(reading, name), row, getattr(head, name)) for name in keeps}
+        reading = reading._replace(**kept)
+    return Scored(nats, reading)
+
+
+def _with_row(values: Tensor, row: int, head: Tensor) -> Tensor:
+    """A copy of the values of all rows, in which one row begins with others, and is NaN behind them."""
+    values = values.clone()
+    values[row] = float("nan")
+    if len(head):
+        values[row, : len(head)] = head
+    return values
+
+
+def _bases(
+    segment: Segment, rows: Scored, owners: Sequence[tuple[int, int]], static: Scored | None
+) -> list[dict[int, Base]]:
+    """Of each document what its experts make of the tokens that it scores."""
+    bases: list[dict[int, Base]] = [{} for _ in segment.documents]
+    read = [] if static is None else [(STATIC, place, static, place) for place in range(len(bases))]
+    for number, place, scored, row in [*read, *((*owner, rows, row) for row, owner in enumerate(owners))]:
+        columns = segment.scored[place]
+        nats = scored.nats[row, columns].double().numpy()
+        bases[place][number] = Base(nats, **scored.reading.kept_of(row, columns))
+    return bases

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.gradient import Clip, Gradient
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.objective import Forward, NextToken, Objective
 from dynlight.choices.parameters import All, Parameters, adapters_of
@@ -41,7 +42,8 @@ from dynlight.learning.failures import FinishStatic, Stop
 from dynlight.learning.fetch import Fetch, Later
 from dynlight.learning.finished import Finished
 from dynlight.learning.flops import FlopCounter
-from dynlight.learning.mixing import Alone, Mixed
+from dynlight.learning.forward import Reading
+from dynlight.learning.mixing import Alone, Mixed, Scored
 from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.processes.gradients import GradientAverage, OwnGradients
 from dynlight.learning.processes.processes import Processes, processes_of, way_of
@@ -53,9 +55,9 @@ from dynlight.learning.stacked import Stacked
 from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.totals import Totals
-from dynlight.learning.trial import reason_against_memory, reason_against_reading
+from dynlight.learning.trial import reason_against_memory, reason_against_reading, reason_against_states
 from dynlight.learning.trigger import Trigger
-from dynlight.learning.weights import InPlace, Reading, Weights
+from dynlight.learning.weights import InPlace, Weights
 
 
 class DynamicEvaluation(LightningModule):
@@ -80,8 +82,10 @@ class DynamicEvaluation(LightningModule):
         gradient: what becomes of the gradient before the update, change by change (default: nothing).
         rates: learning rates in place of the update's own; every document is learned from at each, separately.
         rate_factors: by what the learning rate of some weights is multiplied, by a regular expression in their names.
-        mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` is
+        mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` or `memories` are
             given, because the best single rate is known only afterwards; otherwise no mixture.
+        memories: what else is remembered of a document, each memory as an expert of the mixture over the static model or over
+            each rule. With them, `update` None is static evaluation even where there is a mixture.
         on_failure: what becomes of a document whose nats or gradients are not finite: `stop` leaves it out of all sums;
             `static` reads it to its end with the initial weights, from the first token without nats on.
         digests: whether scores carry digests of the learned weights, which a receipt needs.
@@ -108,6 +112,7 @@ class DynamicEvaluation(LightningModule):
         rates: Sequence[float] | None = None,
         rate_factors: Mapping[str, float] | None = None,
         mixture: Mixture | None = None,
+        memories: Sequence[DocumentMemory] | None = None,
         on_failure: Literal["stop", "static"] = "stop",
         digests: bool = False,
         compile: bool | str = False,
@@ -130,10 +135,13 @@ class DynamicEvaluation(LightningModule):
         self.reset_weights = reset or ResetWeights()
         self.reference = reference
         self.gradient = [*([Clip(clip)] if clip is not None else []), *(gradient or [])]
-        self.mixture = Mixture() if mixture is None and rates is not None else mixture
+        self.memories = list(memories or [])
+        is_mixed = rates is not None or bool(self.memories)
+        self.mixture = Mixture() if mixture is None and is_mixed else mixture
         width = model.get_input_embeddings().weight.shape[-1]
         usual = partial(usual_rates, width=width, adapters=self.learnable.are_adapters)
-        self.rules = rules_of(update, usual if rates is None else rates, self.mixture)
+        learns = not self.memories or update is not None or rates is not None
+        self.rules = rules_of(update, usual if rates is None else rates, self.mixture) if learns else []
         if self.rules:
             self.learnable.prepare(model)
         else:
@@ -141,7 +149,7 @@ class DynamicEvaluation(LightningModule):
             self.gradient = []
         self.rate_factors = {str(name): factor for name, factor in (rate_factors or {}).items()} if self.rules else {}
         self._factors = self._factors_of_weights()
-        self.predictor = Mixed(self.mixture, len(self.rules), self.has_reference) if self.mixture else Alone()
+        self.predictor = self._predictor()
         # A CUDA graph would write over the activations of the score while another segment is read.
         is_kept = self.objective.share == 0 or not isinstance(compile, str)
         require(is_kept, "model.compile", "be true or false with objective Replayed", got=compile)
@@ -181,17 +189,20 @@ class DynamicEvaluation(LightningModule):
         for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
         with self.clock("static"):
-            static, self._guide = self._score_static(segment)
+            static = self._score_static(segment)
+            self._guide = None if static is None or not self.is_guided else static.logits
         with self.clock("scoring"):
             reading = self._score(segment, static)  # the one forward, with a graph if an update is due
-            scored = self.fetch.later(reading.nats), None if static is None else self.fetch.later(static)
+            later = self.fetch.later(reading.nats), None if static is None else self.fetch.later(static.nats)
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
             early = None if waits else self._gradients(segment, reading, reading, self._all_rows)
         with self.clock("scoring"):
-            committed = self._commit(segment, *scored)
+            rows = Scored(later[0](), reading)
+            beside = None if static is None or later[1] is None else Scored(later[1](), static)
+            committed = self._commit(segment, rows, beside if self.has_reference else None)
         with self.clock("learning"):
-            learners = self.trigger.learners(segment, scored[0](), self.weights.owners)
+            learners = self.trigger.learners(segment, rows.nats, self.weights.owners)
             finite = self._learn(segment, reading, committed, learners, early)
             updates = self._updates(segment, None if finite is None else learners)
         seconds = self.clock.take()
@@ -202,31 +213,33 @@ class DynamicEvaluation(LightningModule):
         self.failures.mark(segment, settled)
         return replace(committed, updates=updates, seconds=seconds)
 
-    def _score_static(self, segment: Segment) -> tuple[Tensor | None, Tensor | None]:
-        """Nats [D, S] under θ0, if that is the reference, and θ0's logits [D, S, V], if learning is guided by them."""
+    def _score_static(self, segment: Segment) -> Reading | None:
+        """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
         if not (self.has_reference or self.is_guided):
-            return None, None
-        reading = self.weights.score_static(segment, keeps_logits=self.is_guided and self.update_due)
-        return reading.nats if self.has_reference else None, reading.logits
+            return None
+        guides = self.is_guided and self.update_due
+        return self.weights.score_static(
+            segment, keeps={*self.predictor.keeps_static, *(("logits",) if guides else ())}
+        )
 
-    def _score(self, segment: Segment, static: Tensor | None) -> Reading:
+    def _score(self, segment: Segment, static: Reading | None) -> Reading:
         """Reads each row; no forward where the initial weights have taken over every document."""
         if static is not None and self.failures.all_static(segment):
-            return Reading(static, self.weights.memory)
+            return Reading(static.nats, self.weights.memory)
         with torch.set_grad_enabled(self.update_due):
-            return self.weights.score(segment, self._guide)
+            return self.weights.score(segment, self._guide, self.predictor.keeps)
 
-    def _commit(self, segment: Segment, by_row: Later, static: Later | None) -> Score | None:
+    def _commit(self, segment: Segment, rows: Scored, static: Scored | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
-        static_nats = None if static is None else static()
-        prediction = self.predictor.predict(segment, by_row(), static_nats, self.weights)
+        prediction = self.predictor.predict(segment, rows, static, self.weights)
+        static_nats = None if static is None else static.nats
         nats = self.failures.mend(segment, prediction.nats, static_nats, self.weights)
         if self.reference is not None and not self.rules:
-            static_nats = nats  # nothing is ever learned: the run is its own reference
+            static_nats = rows.nats  # nothing is ever learned: what reads is its own reference
         score = Score.of(segment, nats, static_nats, prediction.experts)
         self.failures.stop(segment, score.sums, score.static_sums)
-        rows = self.failures.rows(segment)
-        return replace(score, rows=rows, by_static=self.failures.by_static(segment)) if rows else None
+        left = self.failures.rows(segment)
+        return replace(score, rows=left, by_static=self.failures.by_static(segment)) if left else None
 
     def _gradients(self, segment: Segment, reading: Reading, scored: Reading, learners: Sequence[bool]) -> Later | None:
         """Takes the gradients of the rows that learn; asks whether they are finite. None: none learns.
@@ -314,6 +327,15 @@ class DynamicEvaluation(LightningModule):
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
             optimizer.load_state_dict(copy.deepcopy(initial))
 
+    def _predictor(self) -> Alone:
+        if self.mixture is None:
+            return Alone()
+        if self.rules and not self.has_reference:
+            for memory in self.memories:
+                require(memory.over == "learned", "memories.over", "be learned without a reference", got=memory.over,
+                        advice="set reference: static")  # fmt: skip
+        return Mixed(self.mixture, len(self.rules), self.has_static_expert, self.memories)
+
     def _factors_of_weights(self) -> list[float] | None:
         """Of each learned weight the factor of its rate; None: all are 1."""
         names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
@@ -345,12 +367,13 @@ class DynamicEvaluation(LightningModule):
     @property
     def has_static_expert(self) -> bool:
         """Whether the static model is one of the experts of a mixture."""
-        return self.mixture is not None and self.has_reference
+        return self.mixture is not None and (self.has_reference or not self.rules)
 
     @property
     def experts(self) -> list[Expert]:
-        """What scores each document: the static model, if it is an expert of a mixture, then each rule."""
-        return experts_of(self.optimizers_of_rules, self.has_static_expert)
+        """What scores each document: the static model, if it is an expert of a mixture, then each rule and memory."""
+        memories = self.predictor.memories.experts if isinstance(self.predictor, Mixed) else []
+        return experts_of(self.optimizers_of_rules, self.has_static_expert, memories)
 
     @property
     def protocol(self) -> str:
@@ -368,9 +391,10 @@ class DynamicEvaluation(LightningModule):
             self.context,
             self.rules,
             self.has_reference,
-            self.has_static_expert,
+            bool(self.rules) and self.has_static_expert,
             self.is_guided,
             self.objective.replayed,
+            self.predictor.memories.experts if isinstance(self.predictor, Mixed) else (),
         )
 
     @property
@@ -440,12 +464,19 @@ class DynamicEvaluation(LightningModule):
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
         is_whole = self.processes.way != "sharded"
+        self._check_states()
         if is_whole:
             self._check_reading(Overlapping(self.context.segment, self.context.segment))
         if self.context.memory:  # behind, so that each trial can fail for one reason alone
             self._check_memory()
             if is_whole:
                 self._check_reading(self.context)
+
+    def _check_states(self) -> None:
+        needs_them = any("states" in memory.needs for memory in self.memories)
+        reason = reason_against_states(self.model) if needs_them else None
+        must = f"need no hidden states for {self.model.config.model_type}, {reason}"
+        require(reason is None, "memories", must, got="NeuralCache", advice="choose NGrams or OutputBias")
 
     def _check_reading(self, context: Context) -> None:
         reason = reason_against_reading(self.model, context)

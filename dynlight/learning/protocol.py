@@ -11,18 +11,21 @@ from dynlight.choices.objective import NextToken
 
 @dataclass(frozen=True)
 class Expert:
-    """One of those that a mixture mixes: the static model, or what a rule learns."""
+    """One of those that a mixture mixes: the static model, what a rule learns, or a memory over one of these."""
 
     name: str
-    rule: str | None  # None: static
+    rule: str | None  # None: static, or a memory
     rate: float | None
+    memory: str | None = None
 
 
 STATIC = Expert("static", rule=None, rate=None)
 
 
-def experts_of(optimizers: Sequence[Optimizer], has_static: bool) -> list[Expert]:
-    """The static model, if it is an expert, then the rule of each optimizer."""
+def experts_of(
+    optimizers: Sequence[Optimizer], has_static: bool, memories: Sequence[tuple[object, int]] = ()
+) -> list[Expert]:
+    """The static model, if it is an expert, then the rule of each optimizer, then each memory over the expert of its number."""
     experts = [STATIC] * has_static
     for optimizer in optimizers:
         rule, rate = type(optimizer).__name__, float(optimizer.defaults["lr"])
@@ -31,7 +34,9 @@ def experts_of(optimizers: Sequence[Optimizer], has_static: bool) -> list[Expert
             known.name.partition(" no. ")[0] == name for known in experts
         )  # rules of this name and rate that differ in other settings
         experts.append(Expert(f"{name} no. {same + 1}" if same else name, rule, rate))
-    return experts
+    bases = {number: expert.name for number, expert in enumerate(experts, -has_static)}
+    own = [Expert(f"{memory} over {bases[base]}", None, None, str(memory)) for memory, base in memories]
+    return [*experts, *own]
 
 
 def protocol(
@@ -55,5 +60,6 @@ def protocol(
         else ""
     )
     by += f" from {objective}" if learning and not isinstance(objective, NextToken | None) else ""
-    mixed = f"{mixture} · " if mixture is not None else ""
+    remembered = {expert.memory: None for expert in experts if expert.memory is not None}
+    mixed = f"{mixture}{''.join(f' with {memory}' for memory in remembered)} · " if mixture is not None else ""
     return f"context {context} · learns {parameters} · by {by} · {mixed}schedule {schedule} · reset {reset}"

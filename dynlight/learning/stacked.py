@@ -16,9 +16,10 @@ from dynlight.errors import require
 from dynlight.learning.carried import Memory, each_of, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
+from dynlight.learning.forward import Keeps, Reading, read_alone
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
-from dynlight.learning.weights import Reading, Weights, all_finite, read_alone
+from dynlight.learning.weights import Weights, all_finite
 
 
 class Stacked(Weights):
@@ -92,28 +93,28 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def score(self, segment: Segment, guide: Tensor | None = None, plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Tensor | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
         if not self.owners:
             return Reading(segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None)
         spread = segment.changed(self._spread)
         beside = None if guide is None else self._spread(guide)
         if self.reason_against_batch is not None:
-            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside)
+            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside, keeps)
         with self._batch.of(spread.inputs):
-            return self._read(spread, self.memory, beside, plain=plain)
+            return self._read(spread, self.memory, beside, keeps, plain)
 
     def scored(self, segment: Segment) -> Tensor:
         return self._spread(segment.targets != NOT_SCORED)
 
     @torch.no_grad()
-    def score_static(self, segment: Segment, keeps_logits: bool = False) -> Reading:
+    def score_static(self, segment: Segment, keeps: Keeps = ()) -> Reading:
         memory = self.static_memory
         self._switch_adapters(False)
         try:
             if self.reason_against_batch is None:
-                reading = self._read(segment, memory, keeps_logits=keeps_logits)
+                reading = self._read(segment, memory, keeps=keeps)
             else:
-                reading = read_alone(self.model, [], [], segment, memory, self.context, keeps_logits=keeps_logits)
+                reading = read_alone(self.model, [], [], segment, memory, self.context, keeps=keeps)
         finally:
             self._switch_adapters(True)
         self.static_memory = reading.memory

@@ -16,8 +16,8 @@ from dynlight.documents.segments import Context
 from dynlight.documents.waves import segments, waves
 from dynlight.durable import draft_of
 from dynlight.errors import SettingError, require_at_least
+from dynlight.learning.forward import read, token_nats
 from dynlight.learning.stream import DocumentStream
-from dynlight.learning.weights import read, token_nats
 
 
 def check_statistics(settings: GradientStatistics, model: nn.Module, setting: str = "update.statistics") -> None:

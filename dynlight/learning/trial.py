@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from dynlight.choices.context import Overlapping, TransformerXL, position_limit
 from dynlight.choices.parameters import AdaptedLinear
 from dynlight.documents.segments import Context, Cut, Segment
+from dynlight.learning.forward import read, read_alone, token_nats
 from dynlight.learning.rows import Batch, kinds_one_by_one
-from dynlight.learning.weights import read, read_alone, token_nats
 
 _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found out
 _PART = 16  # tokens of each part of a text that is read with a memory
@@ -161,6 +161,21 @@ def reason_against_reading(model: PreTrainedModel, context: Context) -> str | No
     except Exception as error:  # whatever a model raises
         return f"which cannot be read so ({_passed_by(model, error) or _first_line(error)})"
     return None
+
+
+@torch.no_grad()
+def reason_against_states(model: PreTrainedModel) -> str | None:
+    """Why the states of a model's last layer cannot be had; None: they can."""
+    inputs = _tokens(model, 1, _COLUMNS)
+    try:
+        context = Overlapping(_COLUMNS, window=_COLUMNS)
+        states = read_alone(model, [], [], _segment(inputs), None, context, keeps={"states"}).states
+        assert states is not None
+        if states.shape[:2] == inputs.shape and states.ndim == 3:
+            return None
+        return f"whose hidden states are of shape {list(states.shape)}"
+    except Exception as error:  # whatever a model raises
+        return f"whose hidden states cannot be had ({_first_line(error)})"
 
 
 def _passed_by(model: PreTrainedModel, error: Exception) -> str | None:

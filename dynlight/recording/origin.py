@@ -21,6 +21,7 @@ _ADDED = {
     "context.prefix": "False",
     "context.sinks": "0",
     "gradient": "None",
+    "memories": "None",
     "model.gguf_file": "None",
     "objective.class_path": "dynlight.NextToken",
     "parameters.ranks": "None",

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import Strategy
 
 from dynlight.choices import context  # noqa: F401 - its classes, which a YAML names without their module
 from dynlight.choices.gradient import Gradient
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.mixture import Mixture
 from dynlight.choices.objective import Objective
 from dynlight.choices.parameters import Parameters
@@ -45,6 +46,7 @@ CHOICES = (
     "rates",
     "rate_factors",
     "mixture",
+    "memories",
     "on_failure",
 )
 # What a user may set of Lightning's Trainer; the rest follows from reading each document once.
@@ -81,6 +83,7 @@ def parser() -> ArgumentParser:
     settings.add_argument("--rates", type=list[float] | None, default=None)
     settings.add_argument("--rate_factors", type=dict[str, float] | None, default=None)
     settings.add_argument("--mixture", type=Mixture | None, default=None)
+    settings.add_argument("--memories", type=list[DocumentMemory] | None, default=None)
     others = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
     settings.add_class_arguments(Trainer, "trainer", skip=others, instantiate=False)
     settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})
@@ -174,12 +177,15 @@ def _of_lightning(error: BaseException) -> SettingError | None:
 
 def _check_rates(config: Namespace) -> None:
     """Raises SettingError where a rule has a learning rate of its own that a mixture would not use."""
-    if config.rates is None and config.mixture is None:
+    if config.rates is None and config.mixture is None and not config.memories:
         return
     chosen = config["update"]  # `config.update` is the namespace's own method
     for rule in chosen if isinstance(chosen, list) else [chosen] if chosen else []:
         usual = inspect.signature(pydoc.locate(rule.class_path)).parameters.get("lr")  # type: ignore[arg-type]
         if usual is not None and (given := rule.init_args.lr) != usual.default:
             raise SettingError(
-                "update.lr", "be left out where there are rates or a mixture", got=given, advice=f"set rates: [{given}]"
+                "update.lr",
+                "be left out where there are rates, a mixture or memories",
+                got=given,
+                advice=f"set rates: [{given}]",
             )

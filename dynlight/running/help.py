@@ -59,6 +59,7 @@ def help_text() -> str:
         "schedule": "when: every, passes, above, above_mean",
         "reset": "when it is forgotten: every (document or never), keep",
         "mixture": "how rates predict together: {}: none need be chosen",
+        "memories": f"experts that remember: {', '.join(subclasses('memories', 'DocumentMemory'))}",
     }
     lines = [
         textwrap.fill(text, 79, initial_indent=f"  {name:18}", subsequent_indent=" " * 20)

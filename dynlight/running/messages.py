@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dynlight.choices.gradient import Gradient
 from dynlight.choices.known import known_subclasses
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.objective import Objective
 from dynlight.choices.parameters import Parameters
 from dynlight.documents.segments import Context
@@ -32,7 +33,14 @@ _TYPES = {
     "NoneType": "null",
 }
 # Sections that name a class.
-_BASES: dict[str, type] = {"context": Context, "parameters": Parameters, "objective": Objective, "gradient": Gradient}
+_BASES: dict[str, type] = {
+    "context": Context,
+    "parameters": Parameters,
+    "objective": Objective,
+    "gradient": Gradient,
+    "memories": DocumentMemory,
+}
+_LISTS = ("gradient", "memories")  # of classes
 _CLASSES = (*_BASES, "update", "trainer.logger")
 # What a few settings may be besides their type.
 _EXPECTED = {
@@ -86,7 +94,7 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         return _flat(message)
     expected, *rest = re.split(r"(?:Got|Given) value: ", cause, maxsplit=1)
     got = rest[0].split("\n")[0].split(". Got value: ")[0] if rest else "something else"
-    if setting in _CLASSES and not (setting == "gradient" and got.startswith("{")):  # which is a list of classes
+    if setting in _CLASSES and not (setting in _LISTS and got.startswith("{")):
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
         name = named[1] if named else _flat(got)
         return f"{setting}.class_path must be {_classes_of(setting)}, got {name}{_why_not_imported(name)}"

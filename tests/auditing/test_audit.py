@@ -19,8 +19,8 @@ SEEDS = range(20)
 CONFIG_FILES = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
 CONFIG_FILES = [file for file in CONFIG_FILES if "\ncontext:" in file.read_text()]
 CONFIG_FILES = [file for file in CONFIG_FILES if "DDP" not in file.read_text()]  # an audit reads in one process
-# One for each way through the code: weights in place, adapters whose contexts overlap, Krause's rule, a mixture.
-EVERY_WAY = ("quickstart", "document_lora", "krause_2018", "mixture")
+# One for each way through the code: weights in place, adapters whose contexts overlap, Krause's rule, a mixture, and with memories.
+EVERY_WAY = ("quickstart", "document_lora", "krause_2018", "mixture", "memories")
 LETTERS = "abcdefghij"
 
 

@@ -25,7 +25,7 @@ from dynlight import (
     UpdateFrequency,
 )
 from dynlight.choices.objective import Forward
-from dynlight.learning.weights import divergences
+from dynlight.learning.forward import divergences
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
 SGD = partial(torch.optim.SGD, lr=0.05)

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynlight import DocumentStream, GradientStatistics, Matching, Overlapping, RMSDynamic, TransformerXL
 from dynlight.choices.update import elementwise_rules, is_elementwise
+from dynlight.learning.forward import token_nats
 from dynlight.learning.optimizers import make_optimizers
-from dynlight.learning.weights import token_nats
 
 
 def krause(weights, initial, gradients, mean_squares, lr, decay, epsilon):

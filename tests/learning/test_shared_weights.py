@@ -12,7 +12,8 @@ from processes import run_all
 from dynlight import DocumentStream, Pretrained, TransformerXL
 from dynlight.choices.schedule import due
 from dynlight.documents.waves import deal, segments
-from dynlight.learning.weights import InPlace, read, token_nats
+from dynlight.learning.forward import read, token_nats
+from dynlight.learning.weights import InPlace
 from dynlight.recording.ledger import faults_of
 
 TEXTS = {"a": 22, "b": 5, "c": 13, "d": 0, "e": 1}  # sentences in each file: one process has more to read by far

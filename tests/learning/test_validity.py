@@ -175,7 +175,7 @@ def test_memory_longer_than_the_document_equals_one_forward(architecture):
 @pytest.mark.parametrize("architecture", WITH_MEMORY)
 def test_gradients_reach_the_current_segments_keys_and_values_only(architecture):
     """As a difference: the gradient through a cache equals the one of a forward without any, where nothing is carried."""
-    from dynlight.learning.weights import read, token_nats
+    from dynlight.learning.forward import read, token_nats
 
     context = TransformerXL(SEGMENT, 24)
     model = tiny(architecture)
@@ -190,7 +190,7 @@ def test_gradients_reach_the_current_segments_keys_and_values_only(architecture)
 
 
 def test_memory_keeps_the_last_positions_only():
-    from dynlight.learning.weights import read
+    from dynlight.learning.forward import read
 
     context = TransformerXL(SEGMENT, 24)
     model, memory, lengths = tiny(), None, []

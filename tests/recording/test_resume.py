@@ -118,6 +118,24 @@ CHOICES = {
         "rates": [0.001, 0.01],
         "data.together": 2,
     },
+    "memories": {
+        "update": {"class_path": "SGD"},
+        "rates": [0.01, 0.1],
+        "memories": [
+            {"class_path": "NGrams", "init_args": {"order": 4, "concentration": 3.0}},
+            {"class_path": "NeuralCache", "init_args": {"size": 30, "flatness": 0.3, "share": 0.2}},
+            {"class_path": "OutputBias", "init_args": {"rate": 0.1, "over": "static"}},
+        ],
+        "data.together": 2,
+    },
+    "memories of all documents": {
+        "update": None,
+        "memories": [
+            {"class_path": "NGrams", "init_args": {"order": 4, "concentration": 3.0}},
+            {"class_path": "NeuralCache", "init_args": {"size": 30, "flatness": 0.3, "share": 0.2}},
+        ],
+        "reset": {"every": "never"},
+    },
     "no memory": {
         "context": {"class_path": "Overlapping", "init_args": {"segment": 16, "window": 32}},
         "parameters": {"class_path": "Matching", "init_args": {"names": "mlp"}},

@@ -535,7 +535,7 @@ KNOWN_BEFORE_LOADING = {
     # Many rates
     "a rate beside rates": (
         {"rates": [0.1], "update.init_args.lr": 0.5},
-        "update.lr must be left out where there are rates or a mixture, got 0.5; set rates: [0.5]",
+        "update.lr must be left out where there are rates, a mixture or memories, got 0.5; set rates: [0.5]",
     ),
     "no rates": (
         {"rates": [], "update.init_args": GONE},

@@ -14,6 +14,7 @@ from dynlight.recording.report.tables import readable
 from dynlight.recording.report.text import number
 
 RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # a colour for each rule, in turn
+STATIC, MEMORY = "#c9ced5", "#9a7b1c"
 
 
 def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, str]:
@@ -25,7 +26,9 @@ def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]
         summary: of the run, with experts.
     """
     with style():
-        drawn = {"rates": _draw_rates(summary), "shares": _draw_weights(*shares_by_position(path, table), summary)}
+        drawn = {"shares": _draw_weights(*shares_by_position(path, table), summary)}
+        if any(expert["rule"] for expert in summary["experts"]):
+            drawn["rates"] = _draw_rates(summary)
         return {name: svg_of(figure) for name, figure in drawn.items()}
 
 
@@ -92,15 +95,23 @@ def _draw_weights(starts: np.ndarray, weights: np.ndarray, summary: dict[str, An
 
 
 def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
-    """Give the static model grey and each rule a colour, the darker the higher the rate."""
+    """Give the static model grey, each rule a colour, the darker the higher the rate, and memories one, in their order."""
     rules = list(dict.fromkeys(expert["rule"] for expert in experts if expert["rule"]))
+    memories = [expert["name"] for expert in experts if expert.get("memory")]
     colours = []
     for expert in experts:
-        if not expert["rule"]:
-            colours.append("#c9ced5")
-            continue
-        rates = [other["rate"] for other in experts if other["rule"] == expert["rule"]]
-        depth = (rates.index(expert["rate"]) + 1) / len(rates)
-        base = np.array(matplotlib.colors.to_rgb(RULES[rules.index(expert["rule"]) % len(RULES)]))
-        colours.append(matplotlib.colors.to_hex(tuple(1 - (1 - base) * (0.25 + 0.75 * depth))))
+        if expert["rule"]:
+            rates = [other["rate"] for other in experts if other["rule"] == expert["rule"]]
+            colour = RULES[rules.index(expert["rule"]) % len(RULES)]
+            colours.append(_shade(colour, (rates.index(expert["rate"]) + 1) / len(rates)))
+        elif expert.get("memory"):
+            colours.append(_shade(MEMORY, (memories.index(expert["name"]) + 1) / len(memories)))
+        else:
+            colours.append(STATIC)
     return colours
+
+
+def _shade(colour: str, depth: float) -> str:
+    """A colour at a depth from 0, the lightest, to 1."""
+    base = np.array(matplotlib.colors.to_rgb(colour))
+    return str(matplotlib.colors.to_hex(tuple(1 - (1 - base) * (0.25 + 0.75 * depth))))

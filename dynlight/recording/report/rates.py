@@ -1,4 +1,4 @@
-"""The learning rates of a mixture: what each expert scores alone, and which rate was best.
+"""The experts of a mixture: what each scores alone, and which was best, static left out.
 
 All experts read the same tokens, so they are compared document by document: what is hard about a document is hard for
 each of them, and cancels.
@@ -21,12 +21,12 @@ CONFIDENCE = 0.95
 def compare(
     folder: Path, table: pd.DataFrame, names: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Return a row for each expert, and which rate was best (see `experts_table` and `best_rate`).
+    """Return a row for each expert, and which was best (see `experts_table` and `best_rate`).
 
     Args:
         folder: of the run.
         table: `documents_table(folder)`, the documents that count.
-        names: of each expert a dictionary with `name`, `rule` and `rate`.
+        names: of each expert a dictionary with `name`, `rule`, `rate` and `memory`.
     """
     path = folder / "experts.parquet"
     with readable(path):
@@ -71,14 +71,16 @@ def experts_table(
 
 
 def best_rate(nats: pd.DataFrame, table: pd.DataFrame, experts: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return which learning expert was best, by how much, and how sure that is; None where all have failed.
+    """Return which expert that learns or remembers was best, by how much, and how sure that is; None where all have failed.
 
     Formula: the margin over the next best is m = Σ_d δ_d / Σ_d b_d, δ the difference on a document in bits and b its
     bytes; its interval is m ± t · √(n/(n−1) · Σ_d (δ_d − m b_d)²) / Σ_d b_d, with t the quantile of Student's distribution
     with n − 1 degrees of freedom, over n documents. It says whether the order of these two would hold on other such
     documents, not that the rate would be best on other text.
     """
-    learned = [index for index, expert in enumerate(experts) if expert["rule"] and expert["bits_per_byte"] is not None]
+    learned = [
+        index for index, expert in enumerate(experts) if not _is_static(expert) and expert["bits_per_byte"] is not None
+    ]
     if not learned:
         return None
     first, *others = sorted(learned, key=lambda index: experts[index]["bits_per_byte"])
@@ -110,16 +112,20 @@ def paired_margin(bits: np.ndarray, size: np.ndarray) -> tuple[float, float | No
     return margin, margin - reach, margin + reach
 
 
+def _is_static(expert: dict[str, Any]) -> bool:
+    return not expert["rule"] and not expert.get("memory")  # which runs of dynlight 0.1 don't tell of
+
+
 def best_rate_sentence(best: dict[str, Any] | None) -> str:
-    """Say which rate was best, by how much, and how sure that is.
+    """Say which expert was best, by how much, and how sure that is.
 
     Args:
         best: as `best_rate` returns it.
     """
     if best is None:
-        return "no rate read all documents to their end"
+        return "no expert but static read all documents to their end"
     if best["runner_up"] is None:
-        return f"{best['name']} is the only rate that read all documents to their end"
+        return f"beside static, only {best['name']} read all documents to their end"
     margin = (
         f"{best['name']} was best, by {number(best['margin_bits_per_byte'])} bits per byte over {best['runner_up']}"
     )
