@@ -25,8 +25,11 @@ def evaluate(
     make_loss: Callable[[], Callable[[Tensor, bool], Tensor | None]] = lambda: lambda nats, is_due: nats.mean(),
     prefixes: bool = False,
     sinks: int = 0,
+    refresh: int | None = None,
 ) -> list[list[Tensor]]:
     """Nats of each token, by document and segment. With `window` contexts overlap; with `memory` keys are kept.
+
+    With `refresh` the keys of the last segments that fill the memory are made anew after so many updates.
 
     `make_change` makes what changes a document's gradients in place, before each update; `make_loss` makes what gives the
     loss of a document's segments, None where there is no update (it is asked about those, too, in which none is due).
@@ -45,6 +48,7 @@ def evaluate(
         sequence = torch.tensor([prefix, *tokens])
         results.append([])
         keys_and_values: list[tuple[Tensor, Tensor]] = []
+        before, updates = [], 0
         for i in range((len(tokens) + segment - 1) // segment):
             start, stop = i * segment, min((i + 1) * segment, len(tokens))
             learn = optimizer is not None and learns(i)
@@ -69,12 +73,24 @@ def evaluate(
                     torch.nn.utils.clip_grad_norm_(learned, clip)
                 change([parameter.grad for parameter in learned])
                 optimizer.step()
+                updates += 1
             if memory is not None:
-                keys_and_values = [
-                    (keys[:, :, max(0, keys.shape[2] - memory) :], values[:, :, max(0, values.shape[2] - memory) :])
-                    for keys, values in cache
-                ]
+                before.append(keys_and_values)
+                keys_and_values = last(cache, memory)
+            if refresh is not None and updates >= refresh:
+                updates, first = 0, max(0, i + 1 - (memory + segment - 1) // segment)
+                keys_and_values = before[first]
+                for j in range(first, i + 1):
+                    before[j] = keys_and_values
+                    start, stop = j * segment, min((j + 1) * segment, len(tokens))
+                    behind = keys_behind_sinks(model, sequence[:sinks], start, memory, before[j])
+                    with torch.no_grad():
+                        keys_and_values = last(nats_with_memory(model, sequence, start, stop, behind)[1], memory)
     return results
+
+
+def last(keys_and_values: list[tuple[Tensor, Tensor]], positions: int) -> list[tuple[Tensor, Tensor]]:
+    return [tuple(each[:, :, max(0, each.shape[2] - positions) :] for each in layer) for layer in keys_and_values]
 
 
 def nats_in_window(

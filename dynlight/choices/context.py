@@ -11,7 +11,7 @@ A new context is a subclass of `Context` (`documents/segments.py`) with `memory`
 from transformers import DynamicCache, PretrainedConfig
 
 from dynlight.documents.segments import Context
-from dynlight.errors import SettingError, require_at_least
+from dynlight.errors import SettingError, require, require_at_least
 
 # RoPE variants whose frequencies depend on the length read so far: keys kept in memory would no longer fit the queries.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -48,19 +48,27 @@ class TransformerXL(Context):
             read anew, by the present weights, right before the rest. Pretrained models heed the first few tokens much,
             whatever these are, and without them read worse than with no memory at all: 4 are enough. Source: Xiao et
             al. 2024 (arXiv 2309.17453).
+        refresh: after how many updates the memory is made anew: the last segments, as many as it holds, are read again by the
+            present weights, each behind what was in memory before it. Null: keys and values stay as they were made. Source:
+            Temp-LoRA, Wang et al. 2024 (arXiv 2401.11504).
 
     Raises:
-        SettingError: if `segment` is under 1, `memory` under 0, or `sinks` under 0 or not fewer than `memory`.
+        SettingError: if `segment` is under 1, `memory` under 0, `sinks` under 0 or not fewer than `memory`, or `refresh`
+            under 1 or without a memory.
     """
 
-    def __init__(self, segment: int, memory: int, sinks: int = 0) -> None:
+    def __init__(self, segment: int, memory: int, sinks: int = 0, refresh: int | None = None) -> None:
         super().__init__(segment)
         require_at_least("context.memory", 0, memory)
         require_at_least("context.sinks", 0, sinks)
         if sinks and sinks >= memory:
             raise SettingError("context.sinks", f"be fewer than the {memory} positions of memory", got=sinks)
+        if refresh is not None:
+            require_at_least("context.refresh", 1, refresh)
+            require(memory > 0, "context.refresh", "be null with context.memory 0", got=refresh)
         self._memory = memory
         self._sinks = sinks
+        self._refresh = refresh
 
     @property
     def memory(self) -> int:
@@ -70,12 +78,19 @@ class TransformerXL(Context):
     def sinks(self) -> int:
         return self._sinks
 
+    @property
+    def refresh(self) -> int | None:
+        return self._refresh
+
     def check(self, config: PretrainedConfig) -> None:
         if (reason := _reason_against_memory(config)) is not None:
             raise refused_memory(config, reason, got="TransformerXL")
         if has_states(config) and self.memory:
             because = f" for {config.model_type}, whose states transformers changes otherwise for a single token"
             require_at_least("context.segment", 2, self.segment, because=because)
+        has_state = has_states(config) and self.refresh is not None
+        require(not has_state, "context.refresh", f"be null for {config.model_type}, which carries a state of all that it has read",
+                got=self.refresh)  # fmt: skip
         limit = position_limit(config)
         if limit is not None and self.segment + self.memory > limit:
             raise SettingError(
@@ -90,7 +105,8 @@ class TransformerXL(Context):
 
     def __str__(self) -> str:
         sinks = f", sinks {self.sinks}" if self.sinks else ""
-        return f"TransformerXL(segment {self.segment}, memory {self.memory}{sinks})"
+        refresh = f", refresh {self.refresh}" if self.refresh else ""
+        return f"TransformerXL(segment {self.segment}, memory {self.memory}{sinks}{refresh})"
 
 
 class Overlapping(Context):

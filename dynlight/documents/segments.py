@@ -47,6 +47,11 @@ class Context(ABC):
         """How many of these positions are left to the first tokens of the document, once they would drop out."""
         return 0
 
+    @property
+    def refresh(self) -> int | None:
+        """After how many updates the memory is made anew by the present weights; None: never."""
+        return None
+
     def kept(self, stop: int) -> int | None:
         """Of how many positions keys and values are carried on behind token `stop`, sinks left out."""
         return self.memory if self.memory is None or stop <= self.memory else self.memory - self.sinks

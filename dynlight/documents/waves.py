@@ -18,7 +18,6 @@ doubles its cost. Where documents are read one at a time, no row is filled.
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby, islice
 
 import torch
@@ -111,11 +110,11 @@ def segments(wave: Wave, context: Context, skip: int = 0, fills: bool = False) -
 
 
 def earlier_segment(segment: Segment, index: int, context: Context) -> Segment:
-    """The segment of an earlier index of the same documents, on the host, without what a memory would need."""
+    """The segment of an earlier index of the same documents, on the host."""
     start = index * context.segment
     cut = Cut(index, start, start + context.segment, context.context(start, start + context.segment))
     sequences = [torch.cat([each.tokens.new_tensor([each.prefix]), each.tokens]) for each in segment.documents]
-    return replace(_segment(segment.documents, cut, sequences, context), sinks=None)
+    return _segment(segment.documents, cut, sequences, context)
 
 
 def _segment(documents: Wave, cut: Cut, sequences: Sequence[Tensor], context: Context) -> Segment:

@@ -148,10 +148,18 @@ class FlopCounter:
         if made := sum(each for _, each in updates):
             for index in self._replayed(cut.index):
                 flops = flops.plus(self._count_again(index * self._context.segment), made)
+        if score.reread and score.segment.documents[row] not in score.segment.finished:
+            flops = replace(flops, forward=flops.forward + len(learners) * sum(map(self._to_refresh, score.reread)))
         if self._memories and not self._update_flops:  # what reads without them is the static model
             flops = replace(flops, static=flops.forward)
         remembering = sum(self._of_memory(memory, cut) for memory, base in self._memories if base in (-1, *learners))
         return replace(flops, forward=flops.forward + remembering)
+
+    def _to_refresh(self, index: int) -> float:
+        """The forward of a whole segment that is read again behind what was in memory before it."""
+        start = index * self._context.segment
+        forward = self._cost(0, self._context.segment, min(self._memory, start)).forward
+        return forward + (self._sinks[0] if start > self._memory else 0)
 
     def _of_memory(self, memory: DocumentMemory, cut: Cut) -> int:
         text = self._config.get_text_config()

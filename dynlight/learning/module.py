@@ -48,6 +48,7 @@ from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.processes.gradients import GradientAverage, OwnGradients
 from dynlight.learning.processes.processes import Processes, processes_of, way_of
 from dynlight.learning.protocol import Expert, experts_of, protocol
+from dynlight.learning.refreshing import Refreshing
 from dynlight.learning.rows import kinds_one_by_one
 from dynlight.learning.score import Digests, Score
 from dynlight.learning.sharded import Sharded, shard
@@ -154,6 +155,10 @@ class DynamicEvaluation(LightningModule):
         is_kept = self.objective.share == 0 or not isinstance(compile, str)
         require(is_kept, "model.compile", "be true or false with objective Replayed", got=compile)
         self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
+        may_differ = self.trigger.is_set and context.refresh is not None
+        require(not may_differ, "context.refresh", "be null where each row asks its score whether to learn",
+                got=context.refresh, advice="choose another schedule or objective")  # fmt: skip
+        self.refreshing = Refreshing(context)
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
         self.fetch = Fetch()
@@ -205,13 +210,15 @@ class DynamicEvaluation(LightningModule):
             learners = self.trigger.learners(segment, rows.nats, self.weights.owners)
             finite = self._learn(segment, reading, committed, learners, early)
             updates = self._updates(segment, None if finite is None else learners)
-        seconds = self.clock.take()
         if committed is None:
+            self.clock.take()
             return None
         self.weights.keep(reading.memory)
         settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
         self.failures.mark(segment, settled)
-        return replace(committed, updates=updates, seconds=seconds)
+        with self.clock("learning"):
+            reread = self.refreshing.after(segment, 0 if finite is None else self.updates_due, self.weights)
+        return replace(committed, updates=updates, reread=reread, seconds=self.clock.take())
 
     def _score_static(self, segment: Segment) -> Reading | None:
         """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
@@ -261,7 +268,7 @@ class DynamicEvaluation(LightningModule):
 
     def _loss_again(self, segment: Segment, index: int) -> Tensor:
         """The loss of each row, [R], on an earlier segment of the same documents."""
-        earlier = earlier_segment(segment, index, self.context).to(segment.inputs.device)
+        earlier = replace(earlier_segment(segment, index, self.context), sinks=None).to(segment.inputs.device)
         nats = self.weights.read_again(earlier)
         return self.objective.losses(Forward(nats, self.weights.scored(earlier), nats.detach()))
 
@@ -536,6 +543,7 @@ class DynamicEvaluation(LightningModule):
             "failures": self.failures,
             "totals": self.totals,
             "trigger": self.trigger,
+            "refreshing": self.refreshing,
         }
 
 

@@ -182,6 +182,7 @@ class Stacked(Weights):
         return {
             "learned": [weight.data for weight in self.learned],
             "errors": self.errors,
+            "earlier": self.earlier,
             "memory": self.memory,
             "static_memory": self.static_memory,
             "owners": self.owners,
@@ -197,6 +198,7 @@ class Stacked(Weights):
         self.memory, self.static_memory = (
             restored(state[name], self.model.device) for name in ("memory", "static_memory")
         )
+        self.earlier = [restored(memory, self.model.device) for memory in state.get("earlier", [])]
         self._running, self.owners = state["running"], state["owners"]
         self._bind()
 
@@ -224,6 +226,7 @@ class Stacked(Weights):
             for storage in chain(self._storage, *self._error_storage):  # to its start, to take up no second storage
                 storage[: len(keep)] = storage[index].clone()
         self.memory = _rows_of(self.memory, index)
+        self.earlier = [_rows_of(memory, index) for memory in self.earlier]
         self.owners = [self.owners[row] for row in keep]
         self._bind()
         self._sums = None

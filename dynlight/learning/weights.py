@@ -48,6 +48,7 @@ class Weights(ABC):
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
     owners: list[tuple[int, int]]  # of each row, its rule and its document's place in the wave
+    earlier: list[Memory]  # that which stood before each of the last segments, where the memory is made anew from these
     # Of each change of the gradient what it has left out so far, of each learned weight; none where it keeps no errors.
     errors: list[list[Tensor]]  # [R, *shape]
 
@@ -57,7 +58,7 @@ class Weights(ABC):
         self._nats_of = nats_function(model, compile)
         self.memory: Memory = None
         self.static_memory: Memory = None
-        self.errors = []
+        self.errors, self.earlier = [], []
         self._adapters = adapters_of(model)
         self._sums: Later | None = None  # of the bits of the present weights; None: not taken since they changed
 
@@ -65,11 +66,23 @@ class Weights(ABC):
         """Prepares for a segment: a new wave begins without memory, and documents that have ended are dropped."""
         if segment.is_first:
             self.memory = self.static_memory = None
+            self.earlier = []
         self._narrow(len(segment.documents), optimizers)
 
     def keep(self, memory: Memory) -> None:
         """Sets the memory that the next segment is read with."""
+        if self.context.refresh is not None:
+            segments = -(-(self.context.memory or 0) // self.context.segment)  # of which the memory is full
+            self.earlier = [*self.earlier, self.memory][-segments:]
         self.memory = memory
+
+    @torch.no_grad()
+    def refresh(self, segments: Sequence[Segment]) -> None:
+        """Makes the memory anew: the last segments are read again by the present weights, behind what stood before them."""
+        self.memory = self.earlier[0]
+        for place, segment in enumerate(segments):
+            self.earlier[place] = self.memory
+            self.memory = self.score(segment).memory
 
     @abstractmethod
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
@@ -255,7 +268,7 @@ class InPlace(Weights):
 
     def progress_state(self) -> dict[str, Any]:
         memories = {"memory": self.memory, "static_memory": self.static_memory}
-        return {"learned": self.learned, "errors": self.errors, **memories}
+        return {"learned": self.learned, "errors": self.errors, "earlier": self.earlier, **memories}
 
     @torch.no_grad()
     def load_progress_state(self, state: dict[str, Any]) -> None:
@@ -266,6 +279,7 @@ class InPlace(Weights):
         self.memory, self.static_memory = (
             restored(state[name], self.model.device) for name in ("memory", "static_memory")
         )
+        self.earlier = [restored(memory, self.model.device) for memory in state.get("earlier", [])]
 
     @contextmanager
     def _under_initial(self) -> Iterator[None]:

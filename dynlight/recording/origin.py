@@ -19,6 +19,7 @@ _FREE += ["trainer.strategy", "trainer.num_nodes", "trainer.logger", "trainer.pr
 # Settings that dynlight 0.1.0 did not have, each with what a run of that version did.
 _ADDED = {
     "context.prefix": "False",
+    "context.refresh": "None",
     "context.sinks": "0",
     "gradient": "None",
     "memories": "None",

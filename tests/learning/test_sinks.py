@@ -67,7 +67,9 @@ def test_their_flops_are_those_of_reading_them():
     def flops(context, start, stop):
         module = DynamicEvaluation(tiny("llama"), None, context=context, update=SGD)
         segment = SimpleNamespace(cut=Cut(0, start, stop, context.context(start, stop)))
-        return module.flop_counter.count(SimpleNamespace(segment=segment, updates_of=lambda row: [1], experts=None))
+        return module.flop_counter.count(
+            SimpleNamespace(segment=segment, updates_of=lambda row: [1], experts=None, reread=range(0))
+        )
 
     with_sinks, without = (flops(context, 48, 64) for context in (CONTEXT, TransformerXL(16, 40)))
     alone = flops(Overlapping(1, 3), 2, 3)

@@ -156,7 +156,17 @@ def test_every_setting_is_listed():
 
 def test_the_choices_of_readme_are_sections():
     chosen = names(README, "## A run is these choices")
-    assert chosen == ["context", "parameters", "objective", "update", "gradient", "schedule", "reset", "mixture", "memories"]
+    assert chosen == [
+        "context",
+        "parameters",
+        "objective",
+        "update",
+        "gradient",
+        "schedule",
+        "reset",
+        "mixture",
+        "memories",
+    ]
     assert set(chosen) <= {setting.split(".")[0] for setting in setting_names(parser())}
 
 

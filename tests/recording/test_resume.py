@@ -118,6 +118,16 @@ CHOICES = {
         "rates": [0.001, 0.01],
         "data.together": 2,
     },
+    "refresh": {
+        "context": {
+            "class_path": "TransformerXL",
+            "init_args": {"segment": 16, "memory": 40, "sinks": 3, "refresh": 2},
+        },
+        "data.together": 3,
+    },
+    "refresh, one at a time": {
+        "context": {"class_path": "TransformerXL", "init_args": {"segment": 16, "memory": 40, "refresh": 2}},
+    },
     "memories": {
         "update": {"class_path": "SGD"},
         "rates": [0.01, 0.1],
