@@ -175,11 +175,20 @@ def static(test: Sequence[str], every: int | None = None, context: dict[str, Any
         "--schedule",
         "--objective",
         "--gradient",
+        "--memories",
+        "--context.refresh",
         *(["--context"] if context else []),
     )
     settings = [argument for argument in test if not argument.startswith(dropped)]
     settings += [f"--context={json.dumps(context)}"] if context else []
-    plain = ["--update=null", "--rates=null", "--mixture=null", "--parameters=All", "--schedule.every=1"]
+    plain = [
+        "--update=null",
+        "--rates=null",
+        "--mixture=null",
+        "--memories=null",
+        "--parameters=All",
+        "--schedule.every=1",
+    ]
     return kept(partial(_static, every=every), [*settings, *plain])
 
 

@@ -137,6 +137,11 @@ def margin(worse: pd.DataFrame, better: pd.DataFrame) -> Margin:
     return paired_margin(bits, better.bytes[both].to_numpy())
 
 
+def gain(rows: pd.DataFrame, over: str = "static") -> Margin:
+    """By how many bits per byte adapting is better than another role."""
+    return margin(rows[rows.role == over], rows[rows.role == "adapted"])
+
+
 def is_above(margin: Margin, bound: float = 0.0) -> bool | None:
     """Whether a margin is above a bound; None if its interval holds the bound, so that the documents leave it open."""
     middle, low, high = margin
@@ -165,8 +170,10 @@ def short(value: Any) -> str:
         chosen = {key: each for key, each in found.get("init_args", {}).items() if not isinstance(each, dict)}
         told = ", ".join(f"{key} {_listed(each)}" for key, each in chosen.items())
         return f"{found['class_path']}({told})" if told else str(found["class_path"])
+    if isinstance(found, list) and not all(isinstance(each, str) for each in found):
+        return ", ".join(map(short, found))
     if isinstance(found, list):
-        return Path(found[0]).parent.name
+        return "nothing" if not found else Path(found[0]).parent.name
     if isinstance(found, str) and "/" in found:
         return Path(found).name if "*" not in found else Path(found).parent.parent.name
     return "null" if found is None or found != found else str(found)

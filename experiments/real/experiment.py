@@ -15,6 +15,7 @@ from experiments.grid import Scale
 EVERY = 1024  # tokens that a row of the results is of
 SEGMENT = 128
 MEMORY = 1024  # tokens of memory beside which the methods learn; the static model is read beside others, too
+LITTLE = 128  # and beside which adapters learn, to see what learning is worth where less is in view
 # Static contexts from which the one that costs as much as learning is taken.
 MEMORIES = (0, 128, 384, 1024, 1920, 3968, 8064)
 # What the model has surely seen: the longest module of Python's library.
@@ -30,6 +31,8 @@ TITLES = {
     "lora": "LoRA 8",
     "mlps": "MLPs of the last 8 blocks",
     "sgd": "all weights, SGD",
+    "adam": "all weights, Adam",
+    "rmsdynamic": "all weights, RMSDynamic",
     "mixture": "LoRA 8, mixture",
 }
 FILES = map(Path, yaml.safe_load((Path(__file__).parent / "run.yaml").read_text("utf-8"))["data"]["data_files"])
@@ -37,13 +40,17 @@ KINDS = {file.name: file.parent.name if file.parent.name != "test" else "books" 
 
 
 def is_wanted(settings: dict[str, Any]) -> bool:
-    """Whether a point is of the grid: each method beside one size of memory, nothing learned beside the others."""
-    is_static = Path(str(settings["config"])).stem == "static"
-    return (int(settings["context.memory"]) == MEMORY) != is_static
+    """Whether a point is of the grid: each method beside one size of memory, adapters and nothing learned beside others."""
+    method, memory = Path(str(settings["config"])).stem, int(settings["context.memory"])
+    if method == "static":
+        return memory != MEMORY
+    return memory == MEMORY or (method == "lora" and memory == LITTLE)
 
 
 def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, with long static contexts in place of overlapping windows, by position in the document."""
+    if "rmsdynamic" in settings["config"]:
+        settings = {**settings, "update.statistics": protocol.statistics("real", settings, scale)}
     test = [*grid.run_of("real", settings, scale), *beside(settings["context.memory"])]
     parts = [test] if scale.quick else [test, [*test, *CONTROL]]
     if "static" in settings["config"]:
@@ -133,13 +140,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     pictures.label(left, "tokens in view")
     method, memory, own = best(rows)
     kinds = by_kind(own)
-    for place, (kind, gain) in enumerate(reversed(kinds.items())):
-        low, high = gain[1] if gain[1] is not None else gain[0], gain[2] if gain[2] is not None else gain[0]
-        middle.errorbar(gain[0], place, xerr=[[gain[0] - low], [high - gain[0]]], fmt="o", color=pictures.ADAPTED)
-        middle.annotate(kind, (0, place), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=8,
-                        xycoords=("axes fraction", "data"))  # fmt: skip
-    middle.set_yticks([])
-    middle.axvline(0, color=pictures.STATIC, linewidth=0.8)
+    pictures.margins(middle, kinds)
     pictures.label(middle, "bits per byte gained", "", f"{TITLES[method]}, memory {memory:,}")
     for method, _, own in learned:
         nats = own.pivot_table(index="position", columns="role", values="nats", aggfunc="sum")
@@ -153,12 +154,7 @@ def figure(rows: pd.DataFrame) -> Figure:
 def by_kind(rows: pd.DataFrame) -> dict[str, results.Margin]:
     """The gain of a point over static on each kind of text, with its interval."""
     kinds = rows.document.map(kind_of)
-    return {kind: gain(rows[kinds == kind]) for kind in dict.fromkeys(kinds)}
-
-
-def gain(rows: pd.DataFrame, over: str = "static") -> results.Margin:
-    """By how many bits per byte adapting is better than another role."""
-    return results.margin(role(rows, over), role(rows, "adapted"))
+    return {kind: results.gain(rows[kinds == kind]) for kind in dict.fromkeys(kinds)}
 
 
 def best(rows: pd.DataFrame) -> tuple[str, int, pd.DataFrame]:
@@ -183,17 +179,19 @@ def verdict(rows: pd.DataFrame) -> str:
     method, memory, own = best(rows)
     kinds = {kind: results.said(each) for kind, each in by_kind(own).items()}
     positions = sorted(own.position.unique())
-    first, last = (gain(own[own.position == position]) for position in (positions[0], positions[-1]))
+    first, last = (results.gain(own[own.position == position]) for position in (positions[0], positions[-1]))
     documents = own.pivot_table(index="document", columns="role", values="nats", aggfunc="sum")
     improved = (documents.adapted < documents.static).sum()
     long = statics(rows)
     window = min(long, key=lambda each: long[each].nats.sum())
-    word = results.word([results.is_above(gain(own)), results.is_above(gain(own, "static_equal_flops"))])
+    word = results.word(
+        [results.is_above(results.gain(own)), results.is_above(results.gain(own, "static_equal_flops"))]
+    )
     return (
-        f"{word}: {TITLES[method]} beside {memory:,} tokens of memory gains {results.said(gain(own))} bits per byte over static in "
+        f"{word}: {TITLES[method]} beside {memory:,} tokens of memory gains {results.said(results.gain(own))} bits per byte over static in "
         f"the same context, on {improved} of {len(documents)} texts; over static at equal FLOPs "
-        f"{results.said(gain(own, 'static_equal_flops'))}, over weights of the wrong document "
-        f"{results.said(gain(own, 'wrong_document'))}, over static in the best window, {window:,}: "
+        f"{results.said(results.gain(own, 'static_equal_flops'))}, over weights of the wrong document "
+        f"{results.said(results.gain(own, 'wrong_document'))}, over static in the best window, {window:,}: "
         f"{results.said(results.margin(long[window], role(own, 'adapted')))}; in the first {EVERY:,} tokens {results.said(first)}, in "
         f"the last {results.said(last)}; {', '.join(f'{kind} {each}' for kind, each in kinds.items())}"
     )

@@ -53,18 +53,13 @@ def name_of(update: Any) -> str:
 def figure(rows: pd.DataFrame) -> Figure:
     """Gain over static of each rule, and the range of its rates that keep half of the best gain."""
     picture, (left, right) = pictures.axes(2, height=3.6, sharey=True)
-    for place, (update, own) in enumerate(reversed(list(rows.groupby("update", sort=False, dropna=False)))):
-        middle, low, high = results.margin(own[own.role == "static"], own[own.role == "adapted"])
-        error = [[middle - (low or middle)], [(high or middle) - middle]]
-        left.errorbar(middle, place, xerr=error, fmt="o", color=pictures.ADAPTED, capsize=3)
-        left.annotate(name_of(update), (0, place), (-6, 0), textcoords="offset points", ha="right", va="center",
-                      fontsize=8, xycoords=("axes fraction", "data"))  # fmt: skip
+    by_rule = {name_of(update): own for update, own in rows.groupby("update", sort=False, dropna=False)}
+    pictures.margins(left, {name: results.gain(own) for name, own in by_rule.items()})
+    for place, own in enumerate(reversed(by_rule.values())):
         if own.lowest_rate.notna().any():
             right.plot([own.lowest_rate.max(), own.highest_rate.max()], [place, place], "|-", color=pictures.ADAPTED)
             right.plot(own.rate.max(), place, "o", color=pictures.ADAPTED)
-    for axis in (left, right):
-        axis.set_yticks([])
-    left.axvline(0, color=pictures.STATIC, linewidth=0.8)
+    right.set_yticks([])
     right.set_xscale("log")
     pictures.label(left, "bits per byte below static", "")
     pictures.label(right, "rates that keep half of the best gain (dot: the best)", "")
