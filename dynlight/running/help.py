@@ -49,7 +49,7 @@ around them
 
 def help_text() -> str:
     """The whole help, for a terminal of 80 columns."""
-    rules = ", ".join(["a class of torch.optim", *subclasses("update", "Optimizer")])
+    rules = ", ".join(["torch.optim's", *subclasses("update", "Optimizer")])
     choices = {
         "context": f"what is scored, behind what: {', '.join(subclasses('context', 'Context'))}",
         "parameters": f"which weights may learn: {', '.join(subclasses('parameters', 'Parameters'))}",

@@ -15,7 +15,20 @@ from models import tiny
 from running import random_tokens, run, stopped
 from scipy.special import logsumexp
 
-from dynlight import All, LoRA, Mixture, Overlapping, Records, ResetWeights, RMSDynamic, TransformerXL, UpdateFrequency
+from dynlight import (
+    All,
+    LoRA,
+    Mixture,
+    NeuralCache,
+    NGrams,
+    OutputBias,
+    Overlapping,
+    Records,
+    ResetWeights,
+    RMSDynamic,
+    TransformerXL,
+    UpdateFrequency,
+)
 from dynlight.learning.stacked import Stacked
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 0, 16, 70))]
@@ -291,9 +304,9 @@ def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monk
     documents = [random_tokens(64, 3), random_tokens(64, 4)]
     score = Stacked.score
 
-    def spoiled(self, segment, guide=None, plain=False):
+    def spoiled(self, segment, guide=None, keeps=(), plain=False):
         """As a kernel may that multiplies what it masks by 0: the first row is NaN as soon as token 60 is among inputs."""
-        reading = score(self, segment, guide, plain)
+        reading = score(self, segment, guide, keeps, plain)
         if self.owners[:1] == [(0, 0)] and (segment.inputs[0] == 60).any():
             reading = reading._replace(nats=torch.cat([reading.nats[:1] * math.nan, reading.nats[1:]]))
         return reading
@@ -301,12 +314,14 @@ def test_what_spoils_tokens_before_it_changes_no_weight_of_theirs(together, monk
     monkeypatch.setattr(Stacked, "score", spoiled)
     without = [token % 60 for token in documents[0]]
     with_it = [*without[:place], 60, *without[place + 1 :]]
-    one, _, experts = mixed([with_it, documents[1][:40]], together=together, rates=[0.05])
-    other, *_ = mixed([without, documents[1][:40]], together=together, rates=[0.05])
+    memories = [NGrams(3, 1.0), NeuralCache(40, 0.3, 0.2), OutputBias(0.1)]
+    one, _, experts = mixed([with_it, documents[1][:40]], together=together, rates=[0.05], memories=memories)
+    other, *_ = mixed([without, documents[1][:40]], together=together, rates=[0.05], memories=memories)
     # Token `place` itself is scored from what comes before it, and so has its nats from all experts.
     np.testing.assert_allclose(joined(one.nats[0])[:place], joined(other.nats[0])[:place], rtol=1e-6)
-    assert np.isfinite(experts[0][1][: place + 1]).all()
-    assert np.isnan(experts[0][1][place + 1 :]).all()
+    for nats in experts[0][1:]:
+        assert np.isfinite(nats[: place + 1]).all()
+        assert np.isnan(nats[place + 1 :]).all()
 
 
 def test_rules_of_one_class_have_names_of_their_own():
