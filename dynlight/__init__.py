@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dynlight.choices.gradient import Clip, Compressed, Gradient, Sparse
     from dynlight.choices.memories import DocumentMemory, NeuralCache, NGrams, OutputBias
     from dynlight.choices.mixture import Mixture
-    from dynlight.choices.objective import Anchored, NextToken, Objective, Replayed, Surprising
+    from dynlight.choices.objective import Anchored, Distilled, NextToken, Objective, Replayed, Surprising
     from dynlight.choices.parameters import All, LoRA, Matching, Parameters
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
@@ -33,6 +33,7 @@ _MODULES = {
     "Compressed": "choices.gradient",
     "Context": "documents.segments",
     "Document": "documents.document",
+    "Distilled": "choices.objective",
     "DocumentMemory": "choices.memories",
     "DocumentProgress": "recording.progress",
     "DocumentStream": "learning.stream",

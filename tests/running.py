@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -59,6 +60,23 @@ class Collect(Callback):
             self.nats.setdefault(each.index, []).append(pl_module.score.nats[row, columns])
             static = pl_module.score.static_nats
             self.static.setdefault(each.index, []).append(None if static is None else static[row, columns])
+
+
+class Experts(Callback):
+    """Keeps what each expert said, by document: nats [experts, tokens]."""
+
+    def __init__(self) -> None:
+        self.nats: dict[int, list[np.ndarray]] = {}
+        self.shares: dict[int, list[np.ndarray]] = {}
+        self.read: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        score = pl_module.score
+        for row in score.rows if score else ():
+            index = batch.documents[row].index
+            self.nats.setdefault(index, []).append(score.experts.nats[:, row, batch.scored[row]])
+            self.shares.setdefault(index, []).append(score.experts.weights[:, row])
+            self.read.append((index, batch.cut.index, score.experts.learners[:, row].tolist()))
 
 
 def run(

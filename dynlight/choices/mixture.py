@@ -28,12 +28,14 @@ class Mixture:
 
     Args:
         switching: α, the part of all weight that is spread evenly over the experts after each token.
+        teacher: whether the run's teacher is one of the experts.
 
     Raises:
         SettingError: if α is not at least 0 and under 1.
     """
 
     switching: float = 0.002
+    teacher: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.switching < 1:

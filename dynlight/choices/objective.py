@@ -36,7 +36,8 @@ class Forward:
 class Objective(ABC):
     """Says what the gradient of a segment is taken of."""
 
-    guide: Literal["initial"] | None = None  # whose prediction of each token `divergences` are from
+    guide: Literal["initial", "teacher"] | None = None  # whose prediction of each token `divergences` are from
+    temperature = 1.0  # by which the logits of both are divided for these
     share = 0.0  # of the loss, that segments of the document read again have
 
     def replayed(self, index: int) -> list[int]:
@@ -91,6 +92,39 @@ class Anchored(Objective):
 
     def __str__(self) -> str:
         return f"every token, anchored to the initial weights by {self.weight:g}"
+
+
+class Distilled(Objective):
+    """The mean nats of the segment's tokens, and how far the model's predictions are from a teacher's.
+
+    Formula: loss = Σ_t ((1 − share) · −ln p(x_t) + share · T² · KL(q_T ‖ p_T)) / S, with q what the `teacher` predicts behind the
+    same window, and both softmaxes of logits divided by T. Sources: Hinton et al. 2015 (arXiv 1503.02531); online, on the text
+    that comes in: Liu et al. 2024 (arXiv 2310.07177).
+
+    Args:
+        share: of the divergence, from 0 to 1.
+        temperature: T, above 0.
+
+    Raises:
+        SettingError: if a number is out of range.
+    """
+
+    guide = "teacher"
+
+    def __init__(self, share: float = 0.5, temperature: float = 1.0) -> None:
+        require(0 <= share <= 1, "objective.share", "be from 0 to 1", got=share)
+        require(0 < temperature < math.inf, "objective.temperature", "be above 0 and finite", got=temperature)
+        self.weight = share
+        self.temperature = temperature
+
+    def losses(self, read: Forward) -> Tensor:
+        assert read.divergences is not None, "it has a guide"
+        apart = self.temperature**2 * torch.where(read.scored, read.divergences, 0.0)
+        return read.mean((1 - self.weight) * read.nats + self.weight * apart)
+
+    def __str__(self) -> str:
+        temperature = "" if self.temperature == 1 else f" at temperature {self.temperature:g}"
+        return f"every token, {100 * self.weight:g}% from the teacher{temperature}"
 
 
 class Replayed(Objective):

@@ -140,11 +140,9 @@ class FlopCounter:
         learners: tuple[int, ...] = (0,)
         if score.experts is not None and self._update_flops:
             learners = tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
-        memory = min(self._memory, cut.start)
-        is_full = cut.start > self._memory
         by_rule = score.updates_of(row)
         updates = tuple((learner, by_rule[learner] if by_rule else 0) for learner in learners)
-        flops = self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
+        flops = self._of(cut, updates)
         if made := sum(each for _, each in updates):
             for index in self._replayed(cut.index):
                 flops = flops.plus(self._count_again(index * self._context.segment), made)
@@ -164,6 +162,14 @@ class FlopCounter:
     def _of_memory(self, memory: DocumentMemory, cut: Cut) -> int:
         text = self._config.get_text_config()
         return sum(memory.flops(place, text.hidden_size, text.vocab_size) for place in range(cut.start, cut.stop))
+
+    def forward(self, cut: Cut) -> float:
+        """The FLOPs of a segment's forward alone."""
+        return self._of(cut, ((0, 0),)).forward
+
+    def _of(self, cut: Cut, updates: tuple[tuple[int, int], ...]) -> Flops:
+        memory, is_full = min(self._memory, cut.start), cut.start > self._memory
+        return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
 
     def _count_again(self, start: int) -> Flops:
         stop = start + self._context.segment

@@ -25,12 +25,19 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.view_as(targets)
 
 
-def divergences(logits: Tensor, guide: Tensor) -> Tensor:
-    """KL(guide ‖ model) of each token, in nats: Σ_w p(w) ln (p(w) / q(w)), both softmaxes of logits, in fp32.
+class Guide(NamedTuple):
+    """The prediction that others are compared with: its logits [D, S, V], all divided by a temperature."""
 
-    Shapes: logits and guide [D, S, V] → [D, S].
+    logits: Tensor
+    temperature: float = 1.0
+
+
+def divergences(logits: Tensor, guide: Guide) -> Tensor:
+    """KL(guide ‖ model) of each token, in nats: Σ_w p(w) ln (p(w) / q(w)), softmaxes of logits / temperature, in fp32.
+
+    Shapes: logits [D, S, V] → [D, S].
     """
-    p, q = (each.float().log_softmax(dim=-1) for each in (guide, logits))
+    p, q = ((each.float() / guide.temperature).log_softmax(dim=-1) for each in (guide.logits, logits))
     shares = p.exp()
     return torch.where(shares > 0, shares * (p - q), 0.0).sum(dim=-1)  # 0 · ln 0 = 0
 
@@ -136,7 +143,7 @@ def read_alone(
     segment: Segment,
     memory: Memory,
     context: Context,
-    guide: Tensor | None = None,
+    guide: Guide | None = None,
     keeps: Keeps = (),
 ) -> Reading:
     """The rows of a segment, read one after another.
@@ -148,7 +155,7 @@ def read_alone(
         segment: with a row of inputs and targets for each row.
         memory: of all rows.
         context: what a forward has in view.
-        guide: logits [R, S, V] that each row is compared with.
+        guide: what each row is compared with, of logits [R, S, V].
         keeps: what is returned besides nats and memory.
     """
     call, found = Call.of(model), list[Reading]()
@@ -157,7 +164,7 @@ def read_alone(
         own = itemgetter(slice(row, row + 1))
         alone = segment.changed(own)
         read = _forward_of(reader, call, alone, each_of(memory, own), context, "states" in keeps)
-        beside = None if guide is None else own(guide)
+        beside = None if guide is None else guide._replace(logits=own(guide.logits))
         found.append(_reading(read, alone.targets, beside, keeps))
     nats, memories, *others = zip(*found, strict=True)
     kept = [None if of_rows[0] is None else torch.cat(of_rows) for of_rows in others]
@@ -180,7 +187,7 @@ def nats_function(model: Any, compile: bool | str) -> Callable[..., Reading]:
     call = Call.of(model)
 
     def nats_of(
-        segment: Segment, memory: Memory, context: Context, guide: Tensor | None = None, keeps: Keeps = ()
+        segment: Segment, memory: Memory, context: Context, guide: Guide | None = None, keeps: Keeps = ()
     ) -> Reading:
         # Positions are made here: as numbers they would be new to a graph in each segment.
         settings, room = call.settings(segment, context), context.kept(segment.cut.stop)
@@ -206,14 +213,14 @@ def _nats(
     settings: dict[str, Any],
     memory: Memory,
     room: int | None,
-    guide: Tensor | None,
+    guide: Guide | None,
     keeps: Keeps,
 ) -> Reading:
     read = _forward(model, call, inputs, targets.shape[1], settings, memory, room, "states" in keeps)
     return _reading(read, targets, guide, keeps)
 
 
-def _reading(read: "_Outputs", targets: Tensor, guide: Tensor | None, keeps: Keeps) -> Reading:
+def _reading(read: "_Outputs", targets: Tensor, guide: Guide | None, keeps: Keeps) -> Reading:
     apart = None if guide is None else divergences(read.logits, guide)
     logits = read.logits.detach() if "logits" in keeps else None
     return Reading(token_nats(read.logits, targets), read.memory, apart, logits, read.states)

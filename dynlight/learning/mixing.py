@@ -45,8 +45,10 @@ class Alone:
     def begin(self, documents: int) -> None:
         """Gives each expert its first weight, for the `documents` documents that begin."""
 
-    def predict(self, segment: Segment, rows: Scored, static: Scored | None, weights: Weights) -> Prediction:
-        """The prediction, from what all rows, and the static model, have made of the segment."""
+    def predict(
+        self, segment: Segment, rows: Scored, static: Scored | None, teacher: Scored | None, weights: Weights
+    ) -> Prediction:
+        """The prediction, from what all rows, the static model and the teacher have made of the segment."""
         return Prediction(rows.nats, None)
 
     def settle(
@@ -77,17 +79,20 @@ class Mixed(Alone):
         self._mixture = mixture
         self._rules = rules
         self._has_static = has_static
+        self._before_rules = has_static + mixture.teacher
         self.memories = Remembering(memories, rules)
         self.keeps = self.memories.kept("rules" if rules else "static")
         self.keeps_static = self.memories.kept("static") if rules else ()
         self._log_weights = np.empty((0, 0))
 
     def begin(self, documents: int) -> None:
-        experts = self._has_static + self._rules + len(self.memories.experts)
+        experts = self._before_rules + self._rules + len(self.memories.experts)
         self._log_weights = self._mixture.prior(experts, documents)
         self.memories.begin(documents)
 
-    def predict(self, segment: Segment, rows: Scored, static: Scored | None, weights: Weights) -> Prediction:
+    def predict(
+        self, segment: Segment, rows: Scored, static: Scored | None, teacher: Scored | None, weights: Weights
+    ) -> Prediction:
         documents, columns = segment.targets.shape
         owners = _rows(weights).owners
         if not self._rules:
@@ -97,8 +102,8 @@ class Mixed(Alone):
         by_expert = rows.nats.new_full((self._rules, documents, columns), float("nan"))
         for row, owner in enumerate(owners):
             by_expert[owner] = rows.nats[row]
-        if static is not None and self._has_static:
-            by_expert = torch.cat([static.nats[None], by_expert])
+        others = [static if self._has_static else None, teacher if self._mixture.teacher else None]
+        by_expert = torch.cat([*(other.nats[None] for other in others if other is not None), by_expert])
         nats = by_expert.numpy()
         if self.memories.experts:
             nats = np.concatenate([nats, self.memories.read(segment, _bases(segment, rows, owners, static))])
@@ -116,7 +121,7 @@ class Mixed(Alone):
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
     ) -> Sequence[bool] | None:
         assert score.experts is not None, "a mixture predicted it"
-        of_rules = score.experts.nats[self._has_static :][: self._rules]
+        of_rules = score.experts.nats[self._before_rules :][: self._rules]
         failed = ~np.isfinite(of_rules).all(axis=2)
         stacked = _rows(weights)
         if self._rules and (rows := [row for row, owner in enumerate(stacked.owners) if failed[owner]]):

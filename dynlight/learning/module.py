@@ -42,7 +42,7 @@ from dynlight.learning.failures import FinishStatic, Stop
 from dynlight.learning.fetch import Fetch, Later
 from dynlight.learning.finished import Finished
 from dynlight.learning.flops import FlopCounter
-from dynlight.learning.forward import Reading
+from dynlight.learning.forward import Guide, Reading
 from dynlight.learning.mixing import Alone, Mixed, Scored
 from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.processes.gradients import GradientAverage, OwnGradients
@@ -55,6 +55,7 @@ from dynlight.learning.sharded import Sharded, shard
 from dynlight.learning.stacked import Stacked
 from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
+from dynlight.learning.teacher import Teacher, check_teacher, try_teacher
 from dynlight.learning.totals import Totals
 from dynlight.learning.trial import reason_against_memory, reason_against_reading, reason_against_states
 from dynlight.learning.trigger import Trigger
@@ -83,6 +84,8 @@ class DynamicEvaluation(LightningModule):
         gradient: what becomes of the gradient before the update, change by change (default: nothing).
         rates: learning rates in place of the update's own; every document is learned from at each, separately.
         rate_factors: by what the learning rate of some weights is multiplied, by a regular expression in their names.
+        teacher: another language model with the same tokens, which reads the same windows and learns nothing: its score stands
+            beside, and it may be learned from (`Distilled`) or be an expert of the mixture.
         mixture: how the static model and the rules predict together. Default: `Mixture()` when `rates` or `memories` are
             given, because the best single rate is known only afterwards; otherwise no mixture.
         memories: what else is remembered of a document, each memory as an expert of the mixture over the static model or over
@@ -112,6 +115,7 @@ class DynamicEvaluation(LightningModule):
         gradient: Sequence[Gradient] | None = None,
         rates: Sequence[float] | None = None,
         rate_factors: Mapping[str, float] | None = None,
+        teacher: PreTrainedModel | None = None,
         mixture: Mixture | None = None,
         memories: Sequence[DocumentMemory] | None = None,
         on_failure: Literal["stop", "static"] = "stop",
@@ -135,6 +139,8 @@ class DynamicEvaluation(LightningModule):
         self.schedule = schedule or UpdateFrequency()
         self.reset_weights = reset or ResetWeights()
         self.reference = reference
+        self.teacher_model = None if teacher is None else teacher.eval().requires_grad_(False)
+        self._check_teacher(mixture)
         self.gradient = [*([Clip(clip)] if clip is not None else []), *(gradient or [])]
         self.memories = list(memories or [])
         is_mixed = rates is not None or bool(self.memories)
@@ -164,7 +170,7 @@ class DynamicEvaluation(LightningModule):
         self.fetch = Fetch()
         self._processes: Processes | None = None
         self._last_read: list[int] = []  # the documents of the last segment
-        self._guide: Tensor | None = None  # what θ0 makes of the present segment, where learning is guided by it
+        self._guide: Guide | None = None  # what another makes of the present segment, where learning is guided by it
         self.totals = Totals()
         self.takes_digests = digests
         self.compile_mode = compile
@@ -195,17 +201,22 @@ class DynamicEvaluation(LightningModule):
         """
         with self.clock("static"):
             static = self._score_static(segment)
-            self._guide = None if static is None or not self.is_guided else static.logits
+        with self.clock("teacher"):
+            taught = self._score_teacher(segment)
+            self._guide = self._guide_of(static, taught)
         with self.clock("scoring"):
             reading = self._score(segment, static)  # the one forward, with a graph if an update is due
-            later = self.fetch.later(reading.nats), None if static is None else self.fetch.later(static.nats)
+            later = [None if each is None else self.fetch.later(each.nats) for each in (reading, static, taught)]
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
             early = None if waits else self._gradients(segment, reading, reading, self._all_rows)
         with self.clock("scoring"):
-            rows = Scored(later[0](), reading)
-            beside = None if static is None or later[1] is None else Scored(later[1](), static)
-            committed = self._commit(segment, rows, beside if self.has_reference else None)
+            rows, beside, teacher = (
+                None if each is None or nats is None else Scored(nats(), each)
+                for nats, each in zip(later, (reading, static, taught), strict=True)
+            )
+            assert rows is not None, "the rows are read"
+            committed = self._commit(segment, rows, beside if self.has_reference else None, teacher)
         with self.clock("learning"):
             learners = self.trigger.learners(segment, rows.nats, self.weights.owners)
             finite = self._learn(segment, reading, committed, learners, early)
@@ -222,12 +233,27 @@ class DynamicEvaluation(LightningModule):
 
     def _score_static(self, segment: Segment) -> Reading | None:
         """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
-        if not (self.has_reference or self.is_guided):
+        is_guide = bool(self.rules) and self.objective.guide == "initial"
+        if not (self.has_reference or is_guide):
             return None
-        guides = self.is_guided and self.update_due
+        guides = is_guide and self.update_due
         return self.weights.score_static(
             segment, keeps={*self.predictor.keeps_static, *(("logits",) if guides else ())}
         )
+
+    def _score_teacher(self, segment: Segment) -> Reading | None:
+        """What the teacher makes of the segment, if there is one."""
+        if self.teacher is None:
+            return None
+        is_guide = self.objective.guide == "teacher" and self.update_due
+        return self.teacher.score(segment, keeps={"logits"} if is_guide else ())
+
+    def _guide_of(self, static: Reading | None, teacher: Reading | None) -> Guide | None:
+        """What learning is guided by."""
+        reading = {"initial": static, "teacher": teacher, None: None}[self.objective.guide]
+        if not self.update_due or reading is None or reading.logits is None:
+            return None
+        return Guide(reading.logits, self.objective.temperature)
 
     def _score(self, segment: Segment, static: Reading | None) -> Reading:
         """Reads each row; no forward where the initial weights have taken over every document."""
@@ -236,15 +262,15 @@ class DynamicEvaluation(LightningModule):
         with torch.set_grad_enabled(self.update_due):
             return self.weights.score(segment, self._guide, self.predictor.keeps)
 
-    def _commit(self, segment: Segment, rows: Scored, static: Scored | None) -> Score | None:
+    def _commit(self, segment: Segment, rows: Scored, static: Scored | None, teacher: Scored | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
-        prediction = self.predictor.predict(segment, rows, static, self.weights)
+        prediction = self.predictor.predict(segment, rows, static, teacher, self.weights)
         static_nats = None if static is None else static.nats
         nats = self.failures.mend(segment, prediction.nats, static_nats, self.weights)
         if self.reference is not None and not self.rules:
             static_nats = rows.nats  # nothing is ever learned: what reads is its own reference
-        score = Score.of(segment, nats, static_nats, prediction.experts)
-        self.failures.stop(segment, score.sums, score.static_sums)
+        score = Score.of(segment, nats, static_nats, None if teacher is None else teacher.nats, prediction.experts)
+        self.failures.stop(segment, score.sums, score.static_sums, score.teacher_sums)
         left = self.failures.rows(segment)
         return replace(score, rows=left, by_static=self.failures.by_static(segment)) if left else None
 
@@ -334,6 +360,13 @@ class DynamicEvaluation(LightningModule):
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
             optimizer.load_state_dict(copy.deepcopy(initial))
 
+    def _check_teacher(self, mixture: Mixture | None) -> None:
+        asking = "objective Distilled" if self.objective.guide == "teacher" else "mixture.teacher true"
+        is_asked = self.objective.guide == "teacher" or (mixture is not None and mixture.teacher)
+        require(self.teacher_model is not None or not is_asked, "teacher", f"be given with {asking}", got="null")
+        if self.teacher_model is not None:
+            check_teacher(self.teacher_model, self.model, self.context)
+
     def _predictor(self) -> Alone:
         if self.mixture is None:
             return Alone()
@@ -372,6 +405,11 @@ class DynamicEvaluation(LightningModule):
         return bool(self.rules) and self.objective.guide == "initial"
 
     @property
+    def has_teacher_expert(self) -> bool:
+        """Whether the teacher is one of the experts of a mixture."""
+        return self.mixture is not None and self.mixture.teacher
+
+    @property
     def has_static_expert(self) -> bool:
         """Whether the static model is one of the experts of a mixture."""
         return self.mixture is not None and (self.has_reference or not self.rules)
@@ -380,7 +418,7 @@ class DynamicEvaluation(LightningModule):
     def experts(self) -> list[Expert]:
         """What scores each document: the static model, if it is an expert of a mixture, then each rule and memory."""
         memories = self.predictor.memories.experts if isinstance(self.predictor, Mixed) else []
-        return experts_of(self.optimizers_of_rules, self.has_static_expert, memories)
+        return experts_of(self.optimizers_of_rules, self.has_static_expert, self.has_teacher_expert, memories)
 
     @property
     def protocol(self) -> str:
@@ -403,6 +441,12 @@ class DynamicEvaluation(LightningModule):
             self.objective.replayed,
             self.predictor.memories.experts if isinstance(self.predictor, Mixed) else (),
         )
+
+    @cached_property
+    def teacher_flop_counter(self) -> FlopCounter:
+        """What counts the FLOPs of the teacher's forward."""
+        assert self.teacher_model is not None
+        return FlopCounter(self.teacher_model, self.context, [])
 
     @property
     def processes(self) -> Processes:
@@ -453,6 +497,7 @@ class DynamicEvaluation(LightningModule):
             kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
             self.weights = kind(self.model, self.context, self.compile_mode)
         self.weights.keep_errors(self.gradient)
+        self.teacher = Teacher(self.teacher_model, self.context, self.compile_mode) if self.teacher_model else None
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
@@ -466,12 +511,17 @@ class DynamicEvaluation(LightningModule):
     def check(self, trainer: Trainer, together: int | Literal["auto"] = 1) -> None:
         """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
         is_mixed = self.mixture is not None
+        is_sharded = way_of(trainer.strategy) == "sharded"
+        require(self.teacher_model is None or not is_sharded, "teacher", "be null with trainer.strategy model_parallel",
+                got="a model, which each device would hold as a whole")  # fmt: skip
         check_run(trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together)
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
         is_whole = self.processes.way != "sharded"
         self._check_states()
+        if self.teacher_model is not None:
+            try_teacher(self.teacher_model, self.context)
         if is_whole:
             self._check_reading(Overlapping(self.context.segment, self.context.segment))
         if self.context.memory:  # behind, so that each trial can fail for one reason alone
@@ -537,7 +587,7 @@ class DynamicEvaluation(LightningModule):
     @property
     def _state_keepers(self) -> dict[str, Any]:
         """The collaborators whose state changes from segment to segment."""
-        return {
+        return ({} if self.teacher is None else {"teacher": self.teacher}) | {
             "weights": self.weights,
             "predictor": self.predictor,
             "failures": self.failures,

@@ -20,13 +20,17 @@ class Expert:
 
 
 STATIC = Expert("static", rule=None, rate=None)
+TEACHER = Expert("teacher", rule=None, rate=None)
 
 
 def experts_of(
-    optimizers: Sequence[Optimizer], has_static: bool, memories: Sequence[tuple[object, int]] = ()
+    optimizers: Sequence[Optimizer],
+    has_static: bool,
+    has_teacher: bool = False,
+    memories: Sequence[tuple[object, int]] = (),
 ) -> list[Expert]:
-    """The static model, if it is an expert, then the rule of each optimizer, then each memory over the expert of its number."""
-    experts = [STATIC] * has_static
+    """The static model and the teacher, if they are experts, the rule of each optimizer, each memory over what has its number."""
+    experts: list[Expert] = []
     for optimizer in optimizers:
         rule, rate = type(optimizer).__name__, float(optimizer.defaults["lr"])
         name = f"{rule}(lr {optimizer.defaults['lr']:g})"
@@ -34,9 +38,9 @@ def experts_of(
             known.name.partition(" no. ")[0] == name for known in experts
         )  # rules of this name and rate that differ in other settings
         experts.append(Expert(f"{name} no. {same + 1}" if same else name, rule, rate))
-    bases = {number: expert.name for number, expert in enumerate(experts, -has_static)}
+    bases = {-1: STATIC.name} | {number: expert.name for number, expert in enumerate(experts)}
     own = [Expert(f"{memory} over {bases[base]}", None, None, str(memory)) for memory, base in memories]
-    return [*experts, *own]
+    return [*[STATIC] * has_static, *[TEACHER] * has_teacher, *experts, *own]
 
 
 def protocol(

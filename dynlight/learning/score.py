@@ -44,8 +44,10 @@ class Score:
     rows: list[int]  # the rows that count: those of documents that have not stopped
     nats: Tensor  # fp32 [D, S]: 0 in columns not scored; of a mixture float64
     static_nats: Tensor | None  # fp32 [D, S]
+    teacher_nats: Tensor | None  # fp32 [D, S]
     sums: list[float]  # nats of each row, summed in float64
     static_sums: list[float] | None
+    teacher_sums: list[float] | None
     experts: ExpertScores | None = None
     by_static: frozenset[int] = frozenset()  # rows that the initial weights have taken over
     # Made by each rule from each document, int64 [rules, D].
@@ -55,11 +57,19 @@ class Score:
     digests: Digests | None = None  # where they are asked for
 
     @classmethod
-    def of(cls, segment: Segment, nats: Tensor, static_nats: Tensor | None, experts: ExpertScores | None) -> Self:
+    def of(
+        cls,
+        segment: Segment,
+        nats: Tensor,
+        static_nats: Tensor | None,
+        teacher_nats: Tensor | None,
+        experts: ExpertScores | None,
+    ) -> Self:
         """The score of a segment, as if none of the documents had stopped."""
-        static_sums = None if static_nats is None else _sums_of_rows(static_nats)
-        rows = list(range(len(segment.documents)))
-        return cls(segment, rows, nats, static_nats, _sums_of_rows(nats), static_sums, experts)
+        of_tokens = nats, static_nats, teacher_nats
+        own, static, teacher = (None if each is None else _sums_of_rows(each) for each in of_tokens)
+        assert own is not None
+        return cls(segment, [*range(len(segment.documents))], *of_tokens, own, static, teacher, experts)
 
     def updates_of(self, row: int) -> list[int]:
         """Updates that each rule made from a row."""

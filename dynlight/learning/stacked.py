@@ -16,7 +16,7 @@ from dynlight.errors import require
 from dynlight.learning.carried import Memory, each_of, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch
-from dynlight.learning.forward import Keeps, Reading, read_alone
+from dynlight.learning.forward import Guide, Keeps, Reading, read_alone
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
 from dynlight.learning.weights import Weights, all_finite
@@ -93,11 +93,11 @@ class Stacked(Weights):
         """Drops rows for good: those of rules that have failed."""
         self._take([row for row in range(len(self.owners)) if row not in rows], optimizers)
 
-    def score(self, segment: Segment, guide: Tensor | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Guide | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
         if not self.owners:
             return Reading(segment.inputs.new_empty((0, segment.targets.shape[1]), dtype=torch.float32), None)
         spread = segment.changed(self._spread)
-        beside = None if guide is None else self._spread(guide)
+        beside = None if guide is None else guide._replace(logits=self._spread(guide.logits))
         if self.reason_against_batch is not None:
             return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside, keeps)
         with self._batch.of(spread.inputs):

@@ -25,7 +25,7 @@ from dynlight.documents.segments import NOT_SCORED, Context, Segment
 from dynlight.learning.carried import Memory, restored
 from dynlight.learning.digests import WeightDigests, sums_of_bits
 from dynlight.learning.fetch import Fetch, Later
-from dynlight.learning.forward import Keeps, Reading, nats_function
+from dynlight.learning.forward import Guide, Keeps, Reading, nats_function
 
 
 def all_finite(sums: list[Tensor], rows: int, device: torch.device) -> Tensor:
@@ -89,12 +89,12 @@ class Weights(ABC):
         """Drops all but the first `documents` documents of a wave from weights, memory and optimizer state."""
 
     @abstractmethod
-    def score(self, segment: Segment, guide: Tensor | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Guide | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
         """Reads a segment, each row under its own weights.
 
         Args:
             segment: of the documents.
-            guide: logits [D, S, V] that each row is compared with.
+            guide: what each row is compared with.
             keeps: what the reading keeps besides nats and memory.
             plain: whether it is not compiled.
         """
@@ -177,7 +177,7 @@ class Weights(ABC):
         self,
         segment: Segment,
         memory: Memory,
-        guide: Tensor | None = None,
+        guide: Guide | None = None,
         keeps: Keeps = (),
         plain: bool = False,
     ) -> Reading:
@@ -208,7 +208,7 @@ class InPlace(Weights):
     def _narrow(self, documents: int, optimizers: Sequence[Optimizer]) -> None:
         """One document at a time: there is none to drop."""
 
-    def score(self, segment: Segment, guide: Tensor | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
+    def score(self, segment: Segment, guide: Guide | None = None, keeps: Keeps = (), plain: bool = False) -> Reading:
         return self._read(segment, self.memory, guide, keeps, plain)
 
     @torch.no_grad()

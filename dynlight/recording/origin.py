@@ -28,8 +28,10 @@ _ADDED = {
     "parameters.ranks": "None",
     "rate_factors": "None",
     "reset.keep": "0.0",
+    "mixture.teacher": "False",
     "schedule.above": "None",
     "schedule.above_mean": "None",
+    "teacher": "None",
 }
 
 
@@ -112,18 +114,22 @@ class Origin:
                 )
 
     def check_hashes(self, folder: Path, hashes: dict[str, str | None]) -> None:
-        """Raises SettingError unless the run began with a model and a tokenizer of these hashes, where it knows them."""
+        """Raises SettingError unless the run began with models and a tokenizer of these hashes, where it knows them."""
         for name, earlier_hash in self.hashes.items():
             if hashes[name] != earlier_hash:
-                what = "weights" if name == "model" else "definition"
-                setting = "model.pretrained" if name == "model" else "model.tokenizer"
+                what = "definition" if name == "tokenizer" else "weights"
+                setting = "model.tokenizer" if name == "tokenizer" else f"{name}.pretrained"
                 raise SettingError(
                     setting, f"have the {what} it had when {folder} began", got="others", advice="begin another run"
                 )
 
     def begun(self, together: int, hashes: dict[str, str | None]) -> "Origin":
         """A copy with what is known once the model is loaded: the number of documents together, and the hashes."""
-        return replace(self, together=together, hashes={name: hashes[name] for name in ("model", "tokenizer")})
+        return replace(
+            self,
+            together=together,
+            hashes={name: hashes[name] for name in ("model", "tokenizer", "teacher") if name in hashes},
+        )
 
     def logged_as(self, loggers: list[list[Any]]) -> "Origin":
         """A copy with the run's loggers: [class, version] of each."""

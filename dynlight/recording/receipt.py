@@ -44,7 +44,10 @@ class Receipt(Meter):
 
     def on_train_start(self, trainer: Trainer, pl_module: DynamicEvaluation) -> None:
         # On every process, also where the meter is off: the hash gathers the shards of a model from all.
-        self._hash_of_model = hash_of_weights(pl_module.model.state_dict())
+        models = {"model": pl_module.model, "teacher": pl_module.teacher_model}
+        self._hashes = {
+            name: hash_of_weights(model.state_dict()) for name, model in models.items() if model is not None
+        }
         super().on_train_start(trainer, pl_module)
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
@@ -53,7 +56,7 @@ class Receipt(Meter):
         config = None if self.folder is None else self.folder / "config.yaml"
         self.contents = {
             "hashes": {
-                "model": self._hash_of_model,
+                **self._hashes,
                 "tokenizer": hash_of_tokenizer(module.tokenizer),
                 "data": hash_of_documents(documents),
                 "config": hash_of(config.read_bytes()) if config is not None and config.exists() else None,

@@ -31,7 +31,7 @@ from dynlight.recording.memory import peak_memory
 from dynlight.recording.meter import Meter
 from dynlight.recording.pieces import BUFFERED, Pieces
 from dynlight.recording.report.tables import documents_table
-from dynlight.recording.rows import MIXTURE_SCHEMAS, SCHEMAS, BufferedRows, columns_of_tokens
+from dynlight.recording.rows import BufferedRows, columns_of_tokens, schemas
 
 
 class Records(Meter):
@@ -76,7 +76,7 @@ class Records(Meter):
         return documents_table(self.folder)
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
-        self._schemas = SCHEMAS | (MIXTURE_SCHEMAS if module.mixture is not None else {})
+        self._schemas = schemas(module.mixture is not None, module.teacher_model is not None)
         self._began = time.perf_counter()
         self._board = module.processes.board
         # The first process's folder: of a temporary one each process has made its own.
@@ -111,7 +111,8 @@ class Records(Meter):
             rows = self._rows[document.index]
             rows.failure = module.failures.of_documents.get(document.index)
             if score is not None and row in score.rows:
-                rows.add(score, of_tokens, module.flop_counter.count(score, row), row)
+                taught = None if module.teacher is None else module.teacher_flop_counter.forward(segment.cut)
+                rows.add(score, of_tokens, module.flop_counter.count(score, row), taught, row)
             rows.is_last = document in segment.finished
             if rows.is_last or rows.stop % BUFFERED == 0:
                 self._write(rows)

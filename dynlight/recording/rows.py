@@ -40,6 +40,24 @@ MIXTURE_SCHEMAS = {
 }
 
 
+# What a teacher has besides.
+_TEACHER = {
+    "segments": [("teacher_nats", pa.float64()), ("teacher_flops", pa.int64())],
+    "timings": [("teacher_seconds", pa.float64())],
+    "tokens": [("teacher_nats", pa.float32())],
+}
+
+
+def schemas(is_mixed: bool, has_teacher: bool) -> dict[str, pa.Schema]:
+    """The columns of each file of a run."""
+    found = SCHEMAS | (MIXTURE_SCHEMAS if is_mixed else {})
+    if has_teacher:
+        found |= {
+            name: pa.schema([*found[name], *map(pa.field, *zip(*more, strict=True))]) for name, more in _TEACHER.items()
+        }
+    return found
+
+
 class BufferedRows:
     """The rows of one document that are not on disk yet."""
 
@@ -53,10 +71,13 @@ class BufferedRows:
         self._tokens = 0  # buffered: so far each array of `_of_tokens` is filled
         self._of_tokens: dict[str, np.ndarray] = {}  # column → float32 [room, …]
 
-    def add(self, score: Score, of_tokens: dict[str, np.ndarray], flops: Flops, row: int) -> None:
+    def add(
+        self, score: Score, of_tokens: dict[str, np.ndarray], flops: Flops, teacher_flops: float | None, row: int
+    ) -> None:
         """Buffers the score of one row of a segment; `of_tokens` holds, by column, nats of each token [D, S] or [D, S, E]."""
         cut, columns = score.segment.cut, score.segment.scored[row]
-        self._buffered["segments"].append(self._segment(score, flops, row))
+        taught = [] if score.teacher_sums is None else [score.teacher_sums[row], _known(teacher_flops)]
+        self._buffered["segments"].append((*self._segment(score, flops, row), *taught))
         self._buffered["timings"].append(self._timing(score))
         if score.experts is not None:
             self._buffered["experts"] += self._experts(score, row)
@@ -101,7 +122,7 @@ class BufferedRows:
             None if score.static_sums is None else score.static_sums[row],
             updates > 0,
             updates,
-            *(None if math.isnan(each) else each for each in (flops.total, *astuple(flops))),
+            *map(_known, (flops.total, *astuple(flops))),
         )
 
     def _timing(self, score: Score) -> tuple[Any, ...]:
@@ -112,6 +133,7 @@ class BufferedRows:
             score.segment.cut.index,
             sum(seconds.values()),
             *(seconds.get(kind, 0.0) for kind in ("scoring", "learning", "static")),
+            *([] if score.teacher_nats is None else [seconds.get("teacher", 0.0)]),
         )
 
     def _experts(self, score: Score, row: int) -> list[tuple[Any, ...]]:
@@ -137,7 +159,14 @@ class BufferedRows:
         ]
         if "expert_nats" in of_tokens:
             columns.append(pa.array(list(of_tokens["expert_nats"]), pa.list_(pa.float32())))
+        if "teacher_nats" in of_tokens:
+            columns.append(pa.array(of_tokens["teacher_nats"], pa.float32()))
         return pa.Table.from_arrays(columns, schema=self._schemas["tokens"])
+
+
+def _known(flops: float | None) -> float | None:
+    """FLOPs, or null where they are not known."""
+    return None if flops is None or math.isnan(flops) else flops
 
 
 def columns_of_tokens(score: Score) -> dict[str, np.ndarray]:
@@ -145,6 +174,8 @@ def columns_of_tokens(score: Score) -> dict[str, np.ndarray]:
     columns = {"nats": score.nats.numpy()}
     if score.static_nats is not None:
         columns["static_nats"] = score.static_nats.numpy()
+    if score.teacher_nats is not None:
+        columns["teacher_nats"] = score.teacher_nats.numpy()
     if score.experts is not None:
         columns["expert_nats"] = score.experts.nats.transpose(1, 2, 0)
     return columns

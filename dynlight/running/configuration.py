@@ -82,6 +82,7 @@ def parser() -> ArgumentParser:
     settings.add_argument("--gradient", type=list[Gradient] | None, default=None)
     settings.add_argument("--rates", type=list[float] | None, default=None)
     settings.add_argument("--rate_factors", type=dict[str, float] | None, default=None)
+    settings.add_argument("--teacher", type=Pretrained | None, default=None)
     settings.add_argument("--mixture", type=Mixture | None, default=None)
     settings.add_argument("--memories", type=list[DocumentMemory] | None, default=None)
     others = set(inspect.signature(Trainer).parameters) - _TRAINER_SETTINGS
@@ -152,7 +153,7 @@ def save(config: Namespace, path: Path) -> None:
 def told_settings(config: Namespace) -> dict[str, Any]:
     """The settings that W&B shows of a run."""
     settings = config.as_dict()
-    return {name: settings[name] for name in ("model", "data", "seed", *CHOICES)}
+    return {name: settings[name] for name in ("model", "data", "teacher", "seed", *CHOICES)}
 
 
 def _of_a_class(error: BaseException | None) -> SettingError | None:

@@ -26,20 +26,19 @@ the choices
 
 around them
   model             what is evaluated: pretrained (Hub, folder, tiny-books),
-                    gguf_file, tokenizer, revision, dtype, attention,
-                    compile
+                    gguf_file, tokenizer, revision, dtype, attention, compile
   data              what is read: path, data_files, split, text_column,
                     documents, max_tokens, together, streaming
   reference         static: the initial weights score the same windows; null:
-                    they do not, which saves the cost
+                    they do not
+  teacher           a model that reads beside, and may be learned from
   clip              the largest gradient norm of a document; null: no bound
   rates             learning rates that each learn from every document
   rate_factors      of the learning rate, by a regular expression in names
   trainer           Lightning's Trainer: accelerator, devices, precision,
-                    strategy (several: document_parallel; a model larger than
-                    one: model_parallel), num_nodes, logger, callbacks
-  on_failure        of a document whose numbers go wrong: stop; static: the
-                    initial weights read it to its end
+                    strategy (document_parallel, model_parallel), num_nodes,
+                    logger, callbacks
+  on_failure        of a document whose numbers go wrong: stop, or static
   checkpoint        minutes between two checkpoints; null: none
   seed              of everything random
   out, overwrite    the run's folder (default: runs/<name of the file>), and

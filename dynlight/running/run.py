@@ -59,6 +59,21 @@ class Run:
         _check_tokens(documents, len(self.outline.model.get_input_embeddings().weight))
         return documents
 
+    @cached_property
+    def teacher(self) -> Any:
+        """The teacher with its weights, which nothing changes; None: there is none.
+
+        Raises:
+            SettingError: if it cannot be read, or has other tokens.
+        """
+        if self.choices.teacher is None:
+            return None
+        own = self.choices.teacher.load_tokenizer().get_vocab() == self.tokenizer.get_vocab()
+        require(
+            own, "teacher.pretrained", "have the tokenizer of model.pretrained", got=self.choices.teacher.pretrained
+        )
+        return self.choices.teacher.load()
+
     def stream(self) -> DocumentStream:
         """The stream of all documents."""
         documents, stream = self.documents, copy.copy(self.choices.data)
@@ -68,7 +83,8 @@ class Run:
     @cached_property
     def outline(self) -> DynamicEvaluation:
         """The module without weights, on torch's `meta` device."""
-        return DynamicEvaluation(self.choices.model.outline(), self.tokenizer, **self.chosen())
+        teacher = None if self.choices.teacher is None else self.choices.teacher.outline()
+        return DynamicEvaluation(self.choices.model.outline(), self.tokenizer, teacher=teacher, **self.chosen())
 
     def check(self, trainer: Trainer) -> None:
         """Raises SettingError where this trainer cannot read as the choices say; no weights are loaded."""
@@ -93,7 +109,8 @@ class Run:
         seed_everything(self.config.seed, verbose=False)
         model = self.choices.model.load() if model is None else model
         compile = self.choices.model.compile
-        return DynamicEvaluation(model, self.tokenizer, digests=digests, compile=compile, **self.chosen(**changes))
+        settings = {"teacher": self.teacher, "digests": digests, "compile": compile}
+        return DynamicEvaluation(model, self.tokenizer, **settings, **self.chosen(**changes))
 
     def read(
         self,

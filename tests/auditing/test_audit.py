@@ -205,6 +205,8 @@ def arguments(config, folder, *more):
         "trainer.accelerator": "cpu",
         "out": folder / "out" / config.stem,
     }
+    if "teacher:" in config.read_text():
+        settings["teacher.init_args.pretrained"] = folder / "model"
     if "blocks: [-6" in config.read_text():
         settings["parameters.init_args.blocks"] = "[-1, -1]"
     if "RMSDynamic" in config.read_text():

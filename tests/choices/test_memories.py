@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
-from running import random_tokens, run
-from test_mixture import Experts
+from running import Experts, random_tokens, run
 
 from dynlight import All, LoRA, NeuralCache, NGrams, OutputBias, Overlapping, Records, SettingError, TransformerXL
 from dynlight.choices.memories import Base

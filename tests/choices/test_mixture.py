@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lightning.pytorch import Callback
 from models import tiny
-from running import random_tokens, run, stopped
+from running import Experts, random_tokens, run, stopped
 from scipy.special import logsumexp
 
 from dynlight import (
@@ -35,21 +34,6 @@ DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 
 MEMORY = TransformerXL(16, 24)
 RATES = [0.01, 0.05, 0.2]
 SGD = torch.optim.SGD
-
-
-class Experts(Callback):
-    """Keeps what each expert said, by document: nats [experts, tokens]."""
-
-    def __init__(self):
-        self.nats, self.shares, self.read = {}, {}, []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        score = pl_module.score
-        for row in score.rows if score else ():
-            index = batch.documents[row].index
-            self.nats.setdefault(index, []).append(score.experts.nats[:, row, batch.scored[row]])
-            self.shares.setdefault(index, []).append(score.experts.weights[:, row])
-            self.read.append((index, batch.cut.index, score.experts.learners[:, row].tolist()))
 
 
 def mixed(documents=DOCUMENTS, context=MEMORY, together=1, callbacks=(), **choices):

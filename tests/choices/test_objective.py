@@ -25,7 +25,7 @@ from dynlight import (
     UpdateFrequency,
 )
 from dynlight.choices.objective import Forward
-from dynlight.learning.forward import divergences
+from dynlight.learning.forward import Guide, divergences
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -279,8 +279,8 @@ def test_flops_of_segments_read_again(context):
 def test_divergences_by_hand():
     guide, logits = torch.tensor([[[0.0, math.log(3), -math.inf]]]), torch.tensor([[[0.0, 0.0, -math.inf]]])
     expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert divergences(logits, guide).item() == pytest.approx(expected)
-    assert divergences(guide, guide).item() == 0
+    assert divergences(logits, Guide(guide)).item() == pytest.approx(expected)
+    assert divergences(guide, Guide(guide)).item() == 0
 
 
 NEUTRAL = {

@@ -40,6 +40,7 @@ def library(tmp_path_factory, byte_tokenizer):
         (root / f"documents/{number}.txt").write_text(text)
     for architecture in ("llama", "gpt2"):
         save_model(root / architecture, byte_tokenizer, architecture, num_hidden_layers=1)
+    save_model(root / "teacher", byte_tokenizer, "llama", num_hidden_layers=2)
     return root
 
 
@@ -70,8 +71,9 @@ def assert_same(one, other, files=SAME):
     old, new = (json.loads((folder / "summary.json").read_text()) for folder in (one, other))
     timed = {name for name in old if "second" in name} | {"peak_memory_bytes", "name"}
     for summary in (old, new):
-        if summary["static"]:
-            summary["static"].pop("seconds")
+        for name in ("static", "teacher"):
+            if summary[name]:
+                summary[name].pop("seconds")
     assert {key: value for key, value in old.items() if key not in timed} == {
         key: value for key, value in new.items() if key not in timed
     }
@@ -118,6 +120,11 @@ CHOICES = {
         "rates": [0.001, 0.01],
         "data.together": 2,
     },
+    "teacher": {
+        "teacher": ...,
+        "objective": {"class_path": "Distilled", "init_args": {"share": 0.4}},
+        "data.together": 3,
+    },
     "refresh": {
         "context": {
             "class_path": "TransformerXL",
@@ -157,6 +164,8 @@ def whole(changes, library):
     """A configuration with `data.together` in its section, and without what a file would break: receipts name it."""
     changes = dict(changes)
     together = changes.pop("data.together", 1)
+    if "teacher" in changes:
+        changes["teacher"] = {"class_path": "Pretrained", "init_args": {"pretrained": str(library / "teacher")}}
     return changes | {"data": {"path": "text", "data_files": f"{library}/documents/*.txt", "together": together}}
 
 

@@ -42,6 +42,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
         "gain_bits_per_byte": gain,
         "gain_percent": gain_percent,
         "static": static,
+        "teacher": _teacher(read_whole),
         "experts": experts,
         "best_rate": best,
         "failed": _failed(failed),
@@ -79,6 +80,14 @@ def _static(table: pd.DataFrame) -> dict[str, Any] | None:
         return None
     cost = {"flops": _flops(table.static_flops), "seconds": math.fsum(table.static_seconds)}
     return _totals(table, "static_nats") | cost
+
+
+def _teacher(table: pd.DataFrame) -> dict[str, Any] | None:
+    """The totals and the cost of the teacher; None in a run without one."""
+    if "teacher_nats" not in table or not len(table):
+        return None
+    cost = {"flops": _flops(table.teacher_flops), "seconds": math.fsum(table.teacher_seconds)}
+    return _totals(table, "teacher_nats") | cost
 
 
 def _gain(adapted: dict[str, Any], static: dict[str, Any] | None) -> tuple[float | None, float | None]:

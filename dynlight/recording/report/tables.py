@@ -45,15 +45,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that there are."""
+        names: list[str] = pq.read_schema(self._path).names
+        return names
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._read(name)[self._order]
 
     def _read(self, name: str) -> np.ndarray:
         with readable(self._path):
-            has_column = name in pq.read_schema(self._path).names
+            has_column = name in self.names
             require(has_column, "folder", f"have a column {name} in {self._path.name}", got=self._path.parent)
             column = pq.read_table(self._path, columns=[name])[name]
-            if name.endswith(("nats", "seconds")) or (name in FLOPS and column.null_count):
+            if name.endswith(("nats", "seconds")) or (name.endswith("flops") and column.null_count):
                 return column.cast(pa.float64()).to_numpy()  # null becomes NaN
             return pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
 
@@ -136,6 +142,9 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
     table["static_nats"] = table.static_nats.where(read_whole & has_static)
     for name in SECONDS:
         table[name] = sums(timings, name)
+    if "teacher_nats" in rows.names:
+        table["teacher_nats"], table["teacher_flops"] = (sums(rows, f"teacher_{kind}") for kind in ("nats", "flops"))
+        table["teacher_seconds"] = sums(timings, "teacher_seconds")
     return table
 
 

@@ -74,6 +74,10 @@ def _totals_lines(summary: dict[str, Any]) -> list[str]:
         times = ratio(summary["flops"], static["flops"])  # None where nothing is learned: the run is its own reference
         cost = "" if times is None else f"; {number(times, 2)}× the FLOPs of static"
         lines.append(f"scores in bits per byte, over the same windows{cost}")
+    if teacher := summary["teacher"]:
+        times = ratio(teacher["flops"], static["flops"] if static else None)
+        cost = "" if times is None else f", {number(times, 2)}× the FLOPs of static"
+        lines.append(f"teacher {number(teacher['bits_per_byte'])} bits per byte{cost}")
     return lines
 
 
