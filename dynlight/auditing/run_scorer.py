@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -150,12 +150,26 @@ class AuditedRun:
         return list(zip(torch.cat(tokens, 1).tolist(), torch.cat(nats, 1).tolist(), strict=True))
 
     def _learns(self, segment: int) -> bool:
-        """Whether a segment is learned from by the schedule; of a run that never learns every one counts."""
+        """Whether a segment is learned from by the schedule, or was where that depends on its score.
+
+        Of a run that never learns every one counts.
+        """
+        if segment in self._surprising:
+            return True
         schedule = self.choices.schedule
         choices = self.choices
         learns_by_default = choices["mixture"] is not None and not choices["memories"]
         is_static = choices["update"] is None and choices["rates"] is None and not learns_by_default
-        return is_static or schedule.every == "never" or due(segment, schedule.every)
+        is_due = is_static or schedule.every == "never" or due(segment, schedule.every)
+        return is_due and not self._surprising
+
+    @cached_property
+    def _surprising(self) -> set[int]:
+        """The segments of the run's first documents that were learned from, where that depends on what they scored."""
+        if not self._run.outline.trigger.is_set:
+            return set()
+        documents = [_document(i, tokens, self.prefix) for i, tokens in enumerate(self._long_documents())]
+        return self.scorer.read(documents).learned
 
     def _scorer(self, **changes: Any) -> "RunScorer":
         """The scorer of the run with changed choices."""
@@ -214,12 +228,15 @@ class Collect(Meter):
         self.nats: dict[int, list[float]] = {}
         self.tokens: dict[int, Tokens] = {}
         self.bytes: dict[int, int] = {}
+        self.learned: set[int] = set()  # segments that were learned from, of any document
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         if (score := module.score) is None:
             return
         for row in score.rows:
             index, columns = segment.documents[row].index, segment.scored[row]
+            if sum(score.updates_of(row)):
+                self.learned.add(segment.cut.index)
             self.nats.setdefault(index, []).extend(score.nats[row, columns].tolist())
             self.tokens.setdefault(index, []).extend(segment.targets[row, columns].tolist())
             self.bytes[index] = self.bytes.get(index, 0) + segment.bytes[row]

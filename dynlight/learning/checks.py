@@ -25,6 +25,7 @@ def check_run(
     is_mixed: bool,
     reset: ResetWeights,
     together: int | str,
+    is_choosy: bool = False,
 ) -> None:
     """Raises SettingError where a Trainer cannot run these choices, or not with so many documents together.
 
@@ -36,12 +37,15 @@ def check_run(
         is_mixed: whether a mixture predicts.
         reset: when what was learned is forgotten.
         together: how many documents adapt at once; `auto`: as many as fit, but one where they can't adapt together.
+        is_choosy: whether it depends on what a segment scored whether it is learned from.
     """
     documents = 1 if isinstance(together, str) else together
     stacked = f"where data.together is {documents}" if documents > 1 else "in a mixture" if is_mixed else None
     check_processes(trainer, reset, bool(rules), is_mixed)
     if way_of(trainer.strategy) == "sharded":
         check_sharded(model, rules, gradient, is_mixed, together)
+        must = "learn from every segment that is due with trainer.strategy model_parallel, where each device would ask its score"
+        require(not is_choosy, "schedule and objective", must, got="a bound on the score")
     check_precision(trainer.precision)
     check_types(model, trainer.precision)
     check_together(documents, reset)

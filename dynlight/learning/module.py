@@ -514,7 +514,9 @@ class DynamicEvaluation(LightningModule):
         is_sharded = way_of(trainer.strategy) == "sharded"
         require(self.teacher_model is None or not is_sharded, "teacher", "be null with trainer.strategy model_parallel",
                 got="a model, which each device would hold as a whole")  # fmt: skip
-        check_run(trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together)
+        check_run(
+            trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together, self.trigger.is_set
+        )
 
     def _check_model(self) -> None:
         """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""

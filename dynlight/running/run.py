@@ -1,7 +1,9 @@
 """Run: what a configuration describes, and the one place where it is assembled."""
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -68,11 +70,12 @@ class Run:
         """
         if self.choices.teacher is None:
             return None
-        own = self.choices.teacher.load_tokenizer().get_vocab() == self.tokenizer.get_vocab()
-        require(
-            own, "teacher.pretrained", "have the tokenizer of model.pretrained", got=self.choices.teacher.pretrained
-        )
-        return self.choices.teacher.load()
+        with _named_teacher():
+            teacher, tokenizer = self.choices.teacher, self.choices.teacher.load_tokenizer()
+            must = "have the tokenizer of model.pretrained"
+            is_same = tokenizer.get_vocab() == self.tokenizer.get_vocab()
+            require(is_same, "teacher.pretrained", must, got=teacher.pretrained)
+            return teacher.load()
 
     def stream(self) -> DocumentStream:
         """The stream of all documents."""
@@ -83,7 +86,10 @@ class Run:
     @cached_property
     def outline(self) -> DynamicEvaluation:
         """The module without weights, on torch's `meta` device."""
-        teacher = None if self.choices.teacher is None else self.choices.teacher.outline()
+        teacher = None
+        if self.choices.teacher is not None:
+            with _named_teacher():
+                teacher = self.choices.teacher.outline()
         return DynamicEvaluation(self.choices.model.outline(), self.tokenizer, teacher=teacher, **self.chosen())
 
     def check(self, trainer: Trainer) -> None:
@@ -134,6 +140,15 @@ class Run:
         settings = on_one_device(copy.deepcopy(self.choices.trainer)) if settings is None else settings
         silent_trainer(settings, meters).fit(module, stream)
         return module
+
+
+@contextmanager
+def _named_teacher() -> Iterator[None]:
+    """Lets an error at the teacher name its section, where the class names that of the model."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError.worded(re.sub(r"^model\.", "teacher.", str(error))) from error
 
 
 def _check_tokens(documents: Sequence[Document], rows: int) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dynlight import audit as auditing
 from dynlight.audit import audit, main
+from dynlight.auditing.run_scorer import AuditedRun, _document
 
 SEEDS = range(20)
 CONFIG_FILES = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
@@ -294,6 +295,18 @@ def test_what_cannot_be_run_is_said_in_one_line(given, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+def test_positions_lie_where_a_choosy_run_has_learned(letters):
+    config = next(file for file in CONFIG_FILES if file.stem == "quickstart")
+    run = AuditedRun(arguments(config, letters, "--data.together=3"))
+    nats = run.scorer.read([_document(0, run._long_documents()[0], run.prefix)]).nats[0]
+    means = [sum(nats[start : start + 8]) / 8 for start in range(0, len(nats) - 8, 8)]
+    bound = sorted(means)[-2]  # which one segment is above, as the others are read before anything was learned
+    run = AuditedRun(arguments(config, letters, f"--schedule.above={bound}"))
+    learned = [i for i in range(100) if run._learns(i)]
+    assert 0 < len(learned) < len(means)
+    assert max(map(len, run.pieces())) > learned[0] * 8
 
 
 @pytest.mark.parametrize("together", [1, 2])

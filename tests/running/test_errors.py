@@ -531,6 +531,19 @@ KNOWN_BEFORE_LOADING = {
         PARTS | at("model.compile", True),
         "model.compile must be false with trainer.strategy model_parallel, got true",
     ),
+    "parts that ask their score whether to learn": (
+        {**PARTS, "schedule.above": 3.0},
+        "schedule and objective must learn from every segment that is due with trainer.strategy model_parallel, where each "
+        "device would ask its score, got a bound on the score",
+    ),
+    "a teacher that is not there": (
+        {"teacher": {"class_path": "Pretrained", "init_args": {"pretrained": "./nowhere"}}},
+        "teacher.pretrained must be a causal language model (Hub name, local folder or tiny-books), got ./nowhere; ...",
+    ),
+    "a teacher of other tokens": (
+        {"teacher": {"class_path": "Pretrained", "init_args": {"pretrained": "tiny-books"}}},
+        "teacher.pretrained must predict the ... tokens that the model does, got 4,096; choose a model of the same family",
+    ),
     "no strategy": (at("trainer.strategy", "abacus"), "trainer.strategy must be what Lightning can run here, got ..."),
     # Many rates
     "a rate beside rates": (

@@ -32,7 +32,10 @@ def write_tables(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     table = documents_table(folder)
     summary = summarise(folder, table)
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(folder / "documents.csv", table.drop(columns=[*SECONDS, "teacher_seconds"], errors="ignore").to_csv(index=False, lineterminator="\n"))
+    write_text(
+        folder / "documents.csv",
+        table.drop(columns=[*SECONDS, "teacher_seconds"], errors="ignore").to_csv(index=False, lineterminator="\n"),
+    )
     write_text(folder / "summary.json", text)
     return table, summary
 
