@@ -176,6 +176,7 @@ def static(test: Sequence[str], every: int | None = None, context: dict[str, Any
         "--objective",
         "--gradient",
         "--memories",
+        "--teacher",
         "--context.refresh",
         *(["--context"] if context else []),
     )
