@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dynlight.choices.memories import DocumentMemory, NeuralCache, NGrams, OutputBias
     from dynlight.choices.mixture import Mixture
     from dynlight.choices.objective import Anchored, Distilled, NextToken, Objective, Replayed, Surprising
-    from dynlight.choices.parameters import All, LoRA, Matching, Parameters
+    from dynlight.choices.parameters import All, LoRA, Matching, Parameters, Pruned
     from dynlight.choices.reset import ResetWeights
     from dynlight.choices.schedule import UpdateFrequency
     from dynlight.choices.update import GradientStatistics, RMSDynamic
@@ -53,6 +53,7 @@ _MODULES = {
     "Parameters": "choices.parameters",
     "PowerSGD": "learning.processes.gradients",
     "Pretrained": "running.pretrained",
+    "Pruned": "choices.parameters",
     "RMSDynamic": "choices.update",
     "Records": "recording.records",
     "Replayed": "choices.objective",

@@ -167,7 +167,8 @@ def short(value: Any) -> str:
     """A setting as it reads best: `TransformerXL(segment 64, memory 192)`, of a list of files the folder, of a path its name."""
     found = yaml.safe_load(value) if isinstance(value, str) else value
     if isinstance(found, dict):
-        chosen = {key: each for key, each in found.get("init_args", {}).items() if not isinstance(each, dict)}
+        settings = found.get("init_args", {}).items()
+        chosen = {key: each for key, each in settings if not isinstance(each, dict) or "class_path" in each}
         told = ", ".join(f"{key} {_listed(each)}" for key, each in chosen.items())
         return f"{found['class_path']}({told})" if told else str(found["class_path"])
     if isinstance(found, list) and not all(isinstance(each, str) for each in found):
@@ -180,7 +181,7 @@ def short(value: Any) -> str:
 
 
 def _listed(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else short(value)
 
 
 def beside_controls(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

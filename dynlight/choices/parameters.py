@@ -4,6 +4,7 @@ A choice prepares a model in place, leaving `requires_grad` true on exactly the 
 afterwards, whatever the rest is (a small update vanishes in bf16). A new choice is a class with `prepare`.
 """
 
+import math
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dynlight.errors import SettingError, require_at_least
+from dynlight.errors import SettingError, require, require_at_least
 
 
 class Parameters(ABC):
@@ -190,6 +191,53 @@ class NarrowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("...i,oi->...o", x, self.weight)
+
+
+class Pruned(Parameters):
+    """Of the weights of another choice those units go on learning that contribute most; the others stop as a document is read.
+
+    A unit is a rank of an adapter, whose contribution becomes 0 when it stops, or else all weights of a module, which stay as
+    they are: where the first blocks of a model have stopped, the backward ends above them.
+
+    Formula: after each update Ī ← β Ī + (1 − β) I and Ū ← β Ū + (1 − β) |I − Ī|, with I = |w · ∂loss/∂w| of each weight and β 0.85; a
+    unit's score is the mean of Ī · Ū over its weights (of a rank: over its row of A, and over its column of B, added). After each
+    `every` updates of a document half of the units that still learn stop, those of the lowest score, until the share `keep` is
+    left. Source: AdaLoRA, Zhang et al. 2023 (arXiv 2303.10512), whose adapters have a third factor, and whose ranks may come back.
+
+    Args:
+        of: the choice that names the weights.
+        keep: the share of units that is left in the end, above 0, at most 1.
+        every: updates between two prunings.
+
+    Raises:
+        SettingError: if a number is out of range.
+    """
+
+    def __init__(self, of: Parameters, keep: float = 0.25, every: int = 8) -> None:
+        require(not isinstance(of, Pruned), "parameters.of", "be a choice that is not pruned itself", got="Pruned")
+        require(0 < keep <= 1, "parameters.keep", "be above 0 and at most 1", got=keep)
+        require_at_least("parameters.every", 1, every)
+        self.of = of
+        self.keep = keep
+        self.every = every
+
+    @property
+    def are_adapters(self) -> bool:
+        return self.of.are_adapters
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self.of.prepare(model)
+
+    def left(self, units: int, updates: int) -> int:
+        """How many of so many units learn on after so many updates.
+
+        >>> [Pruned(All(), keep=0.2, every=8).left(20, updates) for updates in (0, 7, 8, 16, 24, 80)]
+        [20, 20, 10, 5, 4, 4]
+        """
+        return max(math.ceil(self.keep * units), math.ceil(units / 2 ** (updates // self.every)))
+
+    def __str__(self) -> str:
+        return f"{self.of}, pruned to {100 * self.keep:g}%, half of it every {self.every} updates"
 
 
 def adapters_of(model: nn.Module) -> list[AdaptedLinear | BaseTunerLayer]:

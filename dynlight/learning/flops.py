@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from textwrap import shorten
 from typing import Any
 from unittest.mock import patch
@@ -127,6 +127,8 @@ class FlopCounter:
         with self._noting_failure():
             copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference or is_guided)
             self._cost = _cost_of(copied, context)
+            self._cost_without = cache(partial(_cost_of, copied, context))
+            self._elements = [weight.numel() for weight in copied.learned]
             if context.sinks:
                 first = copied.measure(context.sinks - 1, 1, 0)
                 self._sinks = first.forward, first.static
@@ -142,7 +144,7 @@ class FlopCounter:
             learners = tuple(np.flatnonzero(score.experts.learners[:, row]).tolist())
         by_rule = score.updates_of(row)
         updates = tuple((learner, by_rule[learner] if by_rule else 0) for learner in learners)
-        flops = self._of(cut, updates)
+        flops = self._of(cut, updates, score.stopped)
         if made := sum(each for _, each in updates):
             for index in self._replayed(cut.index):
                 flops = flops.plus(self._count_again(index * self._context.segment), made)
@@ -167,27 +169,36 @@ class FlopCounter:
         """The FLOPs of a segment's forward alone."""
         return self._of(cut, ((0, 0),)).forward
 
-    def _of(self, cut: Cut, updates: tuple[tuple[int, int], ...]) -> Flops:
+    def _of(self, cut: Cut, updates: tuple[tuple[int, int], ...], stopped: frozenset[int] = frozenset()) -> Flops:
         memory, is_full = min(self._memory, cut.start), cut.start > self._memory
-        return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates)
+        return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates, stopped)
 
     def _count_again(self, start: int) -> Flops:
         stop = start + self._context.segment
         return self._cost(self._context.context(start, stop), stop - start, 0)
 
     def _count_shape(
-        self, context: int, scored: int, memory: int, is_full: bool, updates: tuple[tuple[int, int], ...]
+        self,
+        context: int,
+        scored: int,
+        memory: int,
+        is_full: bool,
+        updates: tuple[tuple[int, int], ...],
+        stopped: frozenset[int],
     ) -> Flops:
-        once = UNKNOWN
+        once, share = UNKNOWN, 1.0
         with self._noting_failure():
-            once = self._cost(context, scored, memory)
+            cost = self._cost_without(stopped) if stopped else self._cost
+            once = cost(context, scored, memory)
+            share = 1 - sum(self._elements[place] for place in stopped) / max(1, sum(self._elements))
         if is_full:
             forward, static = self._sinks
             once = replace(once, forward=once.forward + forward, static=once.static + static)
         of_learners = [asdict(once.times(made)) for _, made in updates]
         total = {kind: sum(of_learner[kind] for of_learner in of_learners) for kind in asdict(once)}
         if any(made for _, made in updates):
-            total["update"] = sum(made * self._update_flops[learner] for learner, made in updates if made)
+            of_updates = sum(made * self._update_flops[learner] for learner, made in updates if made)
+            total["update"] = round(share * of_updates) if stopped else of_updates
         total["static"] = once.static if self._has_reference else 0
         if self._learning_needs_static:  # which is one forward, whatever it is for
             total["forward"] += once.static
@@ -222,10 +233,19 @@ class EmptyModel:
         self._learns = learns
         self._has_reference = has_reference
 
+    @property
+    def learned(self) -> list[Tensor]:
+        """The weights that learn."""
+        return self._weights.learned
+
     # Adapters of experts switch autocast off, which `meta` doesn't know.
     @patch.object(torch, "autocast", lambda *device, **settings: nullcontext())
-    def measure(self, context: int, scored: int, memory: int) -> Flops:
-        """The FLOPs of one forward and backward over a segment, and of the static reference's forward."""
+    def measure(self, context: int, scored: int, memory: int, stopped: frozenset[int] = frozenset()) -> Flops:
+        """The FLOPs of one forward and backward over a segment, and of the static reference's forward.
+
+        The learned weights at the places `stopped` learn no more.
+        """
+        self._weights.stop({(0, 0): stopped})
         segment = _empty_segment(context, scored)
         carried = self._empty_memory(memory)
         outputs: list[Tensor] = []
@@ -246,7 +266,8 @@ class EmptyModel:
                 if outputs:  # none, say, where only an embedding learns
                     torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
                 activation = _flops(counter) - forward
-                torch.autograd.grad(loss, self._weights.learned, allow_unused=True)
+                learned = [weight for weight in self._weights.learned if weight.requires_grad]
+                torch.autograd.grad(loss, learned, allow_unused=True)
                 weight = _flops(counter) - forward - 2 * activation
         static = self._measure_static(segment, carried) if self._has_reference else 0
         return Flops(forward=forward, activation=activation, weight=weight, static=static)
@@ -289,9 +310,13 @@ class EmptyModel:
 Cost = Callable[[int, int, int], Flops]  # of context, scored tokens and memory
 
 
-def _cost_of(copied: EmptyModel, context: Context) -> Cost:
+def _cost_of(copied: EmptyModel, context: Context, stopped: frozenset[int] = frozenset()) -> Cost:
     """The FLOPs of any shape, solved from those of few (see `FlopCounter`)."""
-    measure = cache(copied.measure)
+
+    @cache
+    def measure(context: int, scored: int, memory: int) -> Flops:
+        return copied.measure(context, scored, memory, stopped)
+
     of_two, of_three, of_four = (_row(measure(0, scored, 0)) for scored in (2, 3, 4))
     square = (of_four - 2 * of_three + of_two) // 2
     line = of_three - of_two - 5 * square

@@ -48,6 +48,7 @@ from dynlight.learning.optimizers import make_optimizers
 from dynlight.learning.processes.gradients import GradientAverage, OwnGradients
 from dynlight.learning.processes.processes import Processes, processes_of, way_of
 from dynlight.learning.protocol import Expert, experts_of, protocol
+from dynlight.learning.pruning import Pruning
 from dynlight.learning.refreshing import Refreshing
 from dynlight.learning.rows import kinds_one_by_one
 from dynlight.learning.score import Digests, Score
@@ -165,6 +166,7 @@ class DynamicEvaluation(LightningModule):
         require(not may_differ, "context.refresh", "be null where each row asks its score whether to learn",
                 got=context.refresh, advice="choose another schedule or objective")  # fmt: skip
         self.refreshing = Refreshing(context)
+        self.pruning = Pruning(self.learnable if self.rules else All(), model)
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
         self.fetch = Fetch()
@@ -199,6 +201,7 @@ class DynamicEvaluation(LightningModule):
         once, for nats and for whether gradients are finite. Gradients that other processes would learn from too must wait
         for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
+        left_out = self.weights.left_out
         with self.clock("static"):
             static = self._score_static(segment)
         with self.clock("teacher"):
@@ -229,7 +232,7 @@ class DynamicEvaluation(LightningModule):
         self.failures.mark(segment, settled)
         with self.clock("learning"):
             reread = self.refreshing.after(segment, 0 if finite is None else self.updates_due, self.weights)
-        return replace(committed, updates=updates, reread=reread, seconds=self.clock.take())
+        return replace(committed, updates=updates, reread=reread, stopped=left_out, seconds=self.clock.take())
 
     def _score_static(self, segment: Segment) -> Reading | None:
         """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
@@ -329,12 +332,14 @@ class DynamicEvaluation(LightningModule):
 
     def _gradients_of(self, loss: Tensor, learners: Sequence[bool]) -> Later:
         self.manual_backward(loss)
+        self.pruning.see(self.weights, learners)
         self.weights.change_gradients(self.gradient, learners)
         return self.fetch.later(self.weights.finite())
 
     def _update(self, finite: Later, learners: Sequence[bool]) -> list[bool]:
         of_rows: list[bool] = finite().tolist()
         self.weights.step(self.optimizers_of_rules, of_rows, learners)
+        self.pruning.after(self.weights, learners)
         return of_rows
 
     def _updates(self, segment: Segment, learners: Sequence[bool] | None) -> np.ndarray:
@@ -355,6 +360,7 @@ class DynamicEvaluation(LightningModule):
         """
         has_failed = any(document in self.failures.of_documents for document in self._last_read)
         self.weights.reset(documents, 0.0 if has_failed else keep)
+        self.pruning.begin(self.weights)
         self.predictor.begin(documents)
         _set_random_state(self._random_state, self.device)
         for optimizer, initial in zip(self.optimizers_of_rules, self._initial_optimizer_states, strict=True):
@@ -487,7 +493,7 @@ class DynamicEvaluation(LightningModule):
                     together,
                     max(1, len(self.rules)),
                     self.compile_mode,
-                    apart=self.trigger.is_set,
+                    apart=self.trigger.is_set or self.pruning.is_set,
                 )
             alone = stacked.reason_against_batch
             if alone or (kinds := ", ".join(kinds_one_by_one(self.model))):
@@ -498,6 +504,8 @@ class DynamicEvaluation(LightningModule):
             self.weights = kind(self.model, self.context, self.compile_mode)
         self.weights.keep_errors(self.gradient)
         self.teacher = Teacher(self.teacher_model, self.context, self.compile_mode) if self.teacher_model else None
+        if self.pruning.is_set:
+            _ = self.flop_counter  # made now, as it copies the model while all that is to learn does
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
@@ -514,6 +522,9 @@ class DynamicEvaluation(LightningModule):
         is_sharded = way_of(trainer.strategy) == "sharded"
         require(self.teacher_model is None or not is_sharded, "teacher", "be null with trainer.strategy model_parallel",
                 got="a model, which each device would hold as a whole")  # fmt: skip
+        shares = way_of(trainer.strategy) in ("sharded", "in_step")
+        require(not (self.pruning.is_set and shares), "parameters", "not be Pruned where processes learn one set of weights",
+                got=type(trainer.strategy).__name__, advice="choose document_parallel or auto")  # fmt: skip
         check_run(
             trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together, self.trigger.is_set
         )
@@ -575,6 +586,7 @@ class DynamicEvaluation(LightningModule):
         for name, keeper in self._state_keepers.items():
             if name in state:  # a checkpoint of an earlier version knows of fewer
                 keeper.load_progress_state(state[name])
+        self.pruning.go_on(self.weights)
         for optimizer, saved in zip(self.optimizers_of_rules, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self._last_read = state.get("last_read", [])
@@ -596,6 +608,7 @@ class DynamicEvaluation(LightningModule):
             "totals": self.totals,
             "trigger": self.trigger,
             "refreshing": self.refreshing,
+            "pruning": self.pruning,
         }
 
 

@@ -53,6 +53,7 @@ class Score:
     # Made by each rule from each document, int64 [rules, D].
     updates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     reread: range = range(0)  # the segments that were read again for a memory by the present weights
+    stopped: frozenset[int] = frozenset()  # learned weights, by their place, that the backward left out
     seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
     digests: Digests | None = None  # where they are asked for
 

@@ -123,6 +123,9 @@ class Stacked(Weights):
     def gradients(self) -> dict[int, Tensor]:
         return {place: stack.grad for place, stack in enumerate(self.learned) if stack.grad is not None}
 
+    def values(self) -> list[Tensor]:
+        return [stack.detach() for stack in self.learned]
+
     def norms(self) -> Tensor:
         squares = [gradient.flatten(1).pow(2).sum(dim=1) for gradient in self.gradients().values()]
         return torch.stack(squares).sum(dim=0).sqrt()
@@ -144,8 +147,10 @@ class Stacked(Weights):
     def step(self, optimizers: Sequence[Optimizer], finite: Sequence[bool], learners: Sequence[bool]) -> None:
         for rule, optimizer in enumerate(optimizers):
             parts = list(self._parts(rule))
-            for weight, stack, rows in parts:
-                learns = isinstance(rows, slice) or learners[rows]
+            for number, (weight, stack, rows) in enumerate(parts):
+                learns = isinstance(rows, slice) or (
+                    learners[rows] and number % len(self.learned) not in self.stopped.get(self.owners[rows], ())
+                )
                 weight.grad = stack.grad[rows] if learns and stack.grad is not None else None
             if parts:
                 optimizer.step()

@@ -9,7 +9,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -38,6 +38,9 @@ def all_finite(sums: list[Tensor], rows: int, device: torch.device) -> Tensor:
     return torch.stack(sums).view(len(sums), rows).isfinite().all(dim=0)
 
 
+Owner = tuple[int, int]  # of a row: its rule, and its document's place in the wave
+
+
 class Weights(ABC):
     """The learned weights of the documents that are being read, the initial weights θ0, and the memory.
 
@@ -47,7 +50,7 @@ class Weights(ABC):
     learned: list[Any]  # the tensors by which gradients are taken
     initial: list[Tensor]  # θ0 of each
     of_rules: list[list[nn.Parameter]]  # of each rule, the tensors that its optimizer changes
-    owners: list[tuple[int, int]]  # of each row, its rule and its document's place in the wave
+    owners: list[Owner]  # of each row
     earlier: list[Memory]  # that which stood before each of the last segments, where the memory is made anew from these
     # Of each change of the gradient what it has left out so far, of each learned weight; none where it keeps no errors.
     errors: list[list[Tensor]]  # [R, *shape]
@@ -59,6 +62,8 @@ class Weights(ABC):
         self.memory: Memory = None
         self.static_memory: Memory = None
         self.errors, self.earlier = [], []
+        # Of rows by their owner the weights that learn no more, by their place in `learned`.
+        self.stopped: dict[Owner, frozenset[int]] = {}
         self._adapters = adapters_of(model)
         self._sums: Later | None = None  # of the bits of the present weights; None: not taken since they changed
 
@@ -121,6 +126,19 @@ class Weights(ABC):
     @abstractmethod
     def gradients(self) -> dict[int, Tensor]:
         """The rows' gradients [R, *shape], in place, by the weight's place in `learned`, of those that have one."""
+
+    @abstractmethod
+    def values(self) -> list[Tensor]:
+        """The rows of each learned weight, [R, *shape], in place."""
+
+    def stop(self, stopped: Mapping[Owner, frozenset[int]]) -> None:
+        """Lets these weights of rows learn no more, and all others learn."""
+        self.stopped = dict(stopped)
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        """The weights, by their place, for which no gradient is taken."""
+        return frozenset()
 
     @abstractmethod
     def norms(self) -> Tensor:
@@ -223,6 +241,21 @@ class InPlace(Weights):
 
     def gradients(self) -> dict[int, Tensor]:
         return {place: weight.grad[None] for place, weight in enumerate(self.learned) if weight.grad is not None}
+
+    def values(self) -> list[Tensor]:
+        return [weight.detach()[None] for weight in self.learned]
+
+    def stop(self, stopped: Mapping[Owner, frozenset[int]]) -> None:
+        super().stop(stopped)
+        places = stopped.get((0, 0), frozenset())
+        for place, weight in enumerate(self.learned):
+            weight.requires_grad_(place not in places)  # the backward ends above the lowest that does
+            if place in places:
+                weight.grad = None
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        return self.stopped.get((0, 0), frozenset())
 
     def norms(self) -> Tensor:
         return torch.nn.utils.get_total_norm([weight.grad for weight in self.learned if weight.grad is not None])[None]

@@ -125,6 +125,25 @@ CHOICES = {
         "objective": {"class_path": "Distilled", "init_args": {"share": 0.4}},
         "data.together": 3,
     },
+    "pruned": {
+        "parameters": {
+            "class_path": "Pruned",
+            "init_args": {"of": {"class_path": "LoRA", "init_args": {"rank": 4}}, "keep": 0.3, "every": 2},
+        },
+        "update": {"class_path": "AdamW", "init_args": {"lr": 0.01}},
+        "data.together": 3,
+    },
+    "pruned, one at a time": {
+        "parameters": {
+            "class_path": "Pruned",
+            "init_args": {
+                "of": {"class_path": "Matching", "init_args": {"names": "mlp|attn"}},
+                "keep": 0.3,
+                "every": 1,
+            },
+        },
+        "update": {"class_path": "Adam", "init_args": {"lr": 0.002}},
+    },
     "refresh": {
         "context": {
             "class_path": "TransformerXL",
