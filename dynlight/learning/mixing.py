@@ -3,7 +3,8 @@
 `Alone` or `Mixed` is chosen once, so that the path from a segment to its score asks nothing about mixtures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +23,17 @@ from dynlight.learning.stacked import Stacked
 from dynlight.learning.weights import Weights
 
 
-class Scored(NamedTuple):
-    """A reading whose nats are on the host."""
+@dataclass(frozen=True)
+class Scored:
+    """A reading whose nats are on their way to the host."""
 
-    nats: Tensor  # of each row [R, S], or document [D, S]
     reading: Reading
+    fetched: Callable[[], Tensor]
+
+    @property
+    def nats(self) -> Tensor:
+        """On the host, of each row [R, S], or document [D, S]; the first to ask waits for the device."""
+        return self.fetched()
 
 
 class Prediction(NamedTuple):
@@ -145,13 +152,13 @@ def _rows(weights: Weights) -> Stacked:
 
 def _without_spoiled(segment: Segment, rows: Scored, weights: Weights, keeps: Keeps) -> Scored:
     """The readings of all rows; in a row with NaN, that of its head which is `readable`, then NaN."""
-    nats, reading = rows
+    nats, reading = rows.nats, rows.reading
     for row in nats.isnan().any(dim=1).nonzero().flatten().tolist():
         head = readable(weights, segment, row, keeps)
         nats = _with_row(nats, row, head.nats.cpu())
         kept: dict[str, Any] = {name: _with_row(getattr(reading, name), row, getattr(head, name)) for name in keeps}
         reading = reading._replace(**kept)
-    return Scored(nats, reading)
+    return Scored(reading, lambda: nats)
 
 
 def _with_row(values: Tensor, row: int, head: Tensor) -> Tensor:

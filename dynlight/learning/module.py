@@ -201,38 +201,30 @@ class DynamicEvaluation(LightningModule):
         once, for nats and for whether gradients are finite. Gradients that other processes would learn from too must wait
         for the commit, which shows that the nats are finite; so must those that depend on the nats.
         """
-        left_out = self.weights.left_out
         with self.clock("static"):
-            static = self._score_static(segment)
-        with self.clock("teacher"):
-            taught = self._score_teacher(segment)
-            self._guide = self._guide_of(static, taught)
+            static = self._fetched(self._score_static(segment))
+        taught = self._fetched(self._score_teacher(segment))
         with self.clock("scoring"):
-            reading = self._score(segment, static)  # the one forward, with a graph if an update is due
-            later = [None if each is None else self.fetch.later(each.nats) for each in (reading, static, taught)]
+            rows = self._fetched(
+                self._score(segment, static, taught)
+            )  # the one forward, with a graph if an update is due
+            assert rows is not None, "rows are always read"
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
-            early = None if waits else self._gradients(segment, reading, reading, self._all_rows)
+            early = None if waits else self._gradients(segment, rows.reading, rows.reading, self._all_rows)
         with self.clock("scoring"):
-            rows, beside, teacher = (
-                None if each is None or nats is None else Scored(nats(), each)
-                for nats, each in zip(later, (reading, static, taught), strict=True)
-            )
-            assert rows is not None, "the rows are read"
-            committed = self._commit(segment, rows, beside if self.has_reference else None, teacher)
+            committed = self._commit(segment, rows, static, taught)
         with self.clock("learning"):
             learners = self.trigger.learners(segment, rows.nats, self.weights.owners)
-            finite = self._learn(segment, reading, committed, learners, early)
+            finite = self._learn(segment, rows.reading, committed, learners, early)
             updates = self._updates(segment, None if finite is None else learners)
-        if committed is None:
-            self.clock.take()
-            return None
-        self.weights.keep(reading.memory)
-        settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
-        self.failures.mark(segment, settled)
-        with self.clock("learning"):
-            reread = self.refreshing.after(segment, 0 if finite is None else self.updates_due, self.weights)
-        return replace(committed, updates=updates, reread=reread, stopped=left_out, seconds=self.clock.take())
+            reread = self._carry_on(segment, rows.reading, committed, finite) if committed else range(0)
+        seconds = self.clock.take()
+        return replace(committed, updates=updates, reread=reread, seconds=seconds) if committed else None
+
+    def _fetched(self, reading: Reading | None) -> Scored | None:
+        """A reading whose nats are on their way to the host."""
+        return None if reading is None else Scored(reading, self.fetch.later(reading.nats))
 
     def _score_static(self, segment: Segment) -> Reading | None:
         """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
@@ -249,24 +241,27 @@ class DynamicEvaluation(LightningModule):
         if self.teacher is None:
             return None
         is_guide = self.objective.guide == "teacher" and self.update_due
-        return self.teacher.score(segment, keeps={"logits"} if is_guide else ())
+        with self.clock("teacher"):
+            return self.teacher.score(segment, keeps={"logits"} if is_guide else ())
 
-    def _guide_of(self, static: Reading | None, teacher: Reading | None) -> Guide | None:
-        """What learning is guided by."""
-        reading = {"initial": static, "teacher": teacher, None: None}[self.objective.guide]
-        if not self.update_due or reading is None or reading.logits is None:
+    def _guide_of(self, static: Scored | None, taught: Scored | None) -> Guide | None:
+        """What learning from the segment is guided by, if it is."""
+        guide = {"initial": static, "teacher": taught, None: None}[self.objective.guide]
+        if not self.update_due or guide is None or guide.reading.logits is None:
             return None
-        return Guide(reading.logits, self.objective.temperature)
+        return Guide(guide.reading.logits, self.objective.temperature)
 
-    def _score(self, segment: Segment, static: Reading | None) -> Reading:
+    def _score(self, segment: Segment, static: Scored | None, taught: Scored | None) -> Reading:
         """Reads each row; no forward where the initial weights have taken over every document."""
         if static is not None and self.failures.all_static(segment):
-            return Reading(static.nats, self.weights.memory)
+            return Reading(static.reading.nats, self.weights.memory)
+        self._guide = self._guide_of(static, taught)
         with torch.set_grad_enabled(self.update_due):
             return self.weights.score(segment, self._guide, self.predictor.keeps)
 
     def _commit(self, segment: Segment, rows: Scored, static: Scored | None, teacher: Scored | None) -> Score | None:
         """The final score: the prediction, mended where learning failed; None: every document has stopped."""
+        static = static if self.has_reference else None
         prediction = self.predictor.predict(segment, rows, static, teacher, self.weights)
         static_nats = None if static is None else static.nats
         nats = self.failures.mend(segment, prediction.nats, static_nats, self.weights)
@@ -275,7 +270,10 @@ class DynamicEvaluation(LightningModule):
         score = Score.of(segment, nats, static_nats, None if teacher is None else teacher.nats, prediction.experts)
         self.failures.stop(segment, score.sums, score.static_sums, score.teacher_sums)
         left = self.failures.rows(segment)
-        return replace(score, rows=left, by_static=self.failures.by_static(segment)) if left else None
+        if not left:
+            return None
+        by_static, stopped = self.failures.by_static(segment), self.weights.left_out
+        return replace(score, rows=left, by_static=by_static, stopped=stopped)
 
     def _gradients(self, segment: Segment, reading: Reading, scored: Reading, learners: Sequence[bool]) -> Later | None:
         """Takes the gradients of the rows that learn; asks whether they are finite. None: none learns.
@@ -325,6 +323,13 @@ class DynamicEvaluation(LightningModule):
             assert again is not None, "an update is due"
             finite = [all(both) for both in zip(finite, self._update(again, learners), strict=True)]
         return finite
+
+    def _carry_on(self, segment: Segment, reading: Reading, committed: Score, finite: Sequence[bool] | None) -> range:
+        """Carries the memory on, drops what has failed; returns which segments were read again for a new memory."""
+        self.weights.keep(reading.memory)
+        settled = self.predictor.settle(committed, finite, self.weights, self.optimizers_of_rules)
+        self.failures.mark(segment, settled)
+        return self.refreshing.after(segment, 0 if finite is None else self.updates_due, self.weights)
 
     def learn_from(self, loss: Tensor) -> list[bool]:
         """Makes one update from the gradient of a loss; returns of each row whether its gradient was finite."""

@@ -12,13 +12,14 @@ from dynlight.learning.score import Score
 
 @dataclass
 class Sums:
-    """Nats, adapted and static, and what to divide them by."""
+    """Nats, adapted, static and the teacher's, and what to divide them by."""
 
     nats: float = 0.0
     static_nats: float = 0.0  # 0 without a reference
     tokens: int = 0
     bytes: int = 0
     words: int = 0  # of documents that were read to their end, as words are counted in whole documents
+    teacher_nats: float = 0.0  # 0 without a teacher
 
     def add(self, other: "Sums", sign: int = 1) -> None:
         """Adds other sums; with a sign of −1 it subtracts them."""
@@ -28,9 +29,12 @@ class Sums:
 
 def sums_of(score: Score) -> list[Sums]:
     """The sums of the rows of a score that count."""
-    static = score.static_sums or [0.0] * len(score.sums)
-    segment = score.segment
-    return [Sums(score.sums[row], static[row], segment.tokens[row], segment.bytes[row]) for row in score.rows]
+    nothing, segment = [0.0] * len(score.sums), score.segment
+    static, taught = score.static_sums or nothing, score.teacher_sums or nothing
+    return [
+        Sums(score.sums[row], static[row], segment.tokens[row], segment.bytes[row], teacher_nats=taught[row])
+        for row in score.rows
+    ]
 
 
 class Totals:
@@ -66,8 +70,9 @@ class Totals:
         for earlier in finished:
             if earlier.failure is None or not earlier.failure.stopped:
                 rows = earlier.rows
-                nats, static_nats = math.fsum(rows.nats), math.fsum(rows.static_nats.fillna(0.0))
-                sums = Sums(nats, static_nats, int(rows.tokens.sum()), int(rows.bytes.sum()))
+                taught = math.fsum(rows.teacher_nats) if "teacher_nats" in rows else 0.0
+                nats = math.fsum(rows.nats), math.fsum(rows.static_nats.fillna(0.0))
+                sums = Sums(*nats, int(rows.tokens.sum()), int(rows.bytes.sum()), teacher_nats=taught)
                 self.read.add(sums)
                 self.whole.add(sums)
                 self.whole.words += earlier.document.words

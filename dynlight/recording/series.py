@@ -28,6 +28,7 @@ SERIES = (
     "segment_nats_per_token",
     "segment_gain_nats_per_token",
 )
+OF_TEACHER = ("teacher_bits_per_byte", "teacher_nats_per_token")
 
 
 class FlopsLogger(Meter):
@@ -54,10 +55,13 @@ class FlopsLogger(Meter):
         self._axes: dict[str, float] = {"tokens": 0, "flops": 0}
         self._costs: dict[str, float] = {"update_flops": 0, "static_flops": 0}
         self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
+        if module.teacher_model is not None:
+            self._costs |= {"teacher_flops": 0, "teacher_seconds": 0.0}
         self._board = module.processes.board
         self._has_loggers = bool(trainer.loggers)
         self._points = Points(trainer.loggers if module.processes.is_first else [], self._file, self._resumes)
-        define_series(trainer.loggers, self._axes, SERIES, [*(f"cost/{name}" for name in self._costs), "weight/*"])
+        series = SERIES if module.teacher_model is None else SERIES + OF_TEACHER
+        define_series(trainer.loggers, self._axes, series, [*(f"cost/{name}" for name in self._costs), "weight/*"])
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         score = module.score
@@ -69,6 +73,8 @@ class FlopsLogger(Meter):
             self._axes["flops"] += flops.total
             self._costs["update_flops"] += flops.update
             self._costs["static_flops"] += flops.static
+            if module.teacher_model is not None:
+                self._costs["teacher_flops"] += module.teacher_flop_counter.forward(segment.cut)
         for kind, seconds in score.seconds.items():
             self._costs[f"{kind}_seconds"] += seconds
         last = Sums()
@@ -110,12 +116,12 @@ class FlopsLogger(Meter):
 
     def _log(self, module: DynamicEvaluation, last: Sums, weights: dict[str, float], at_once: bool = False) -> None:
         axes, costs, read, whole = self._of_all(module, at_once)
-        series = _series(read, whole, last, has_static=module.reference is not None)
+        series = _series(read, whole, last, module.reference is not None, module.teacher_model is not None)
         axes, costs = _known(axes), _known(costs)
         self._points.add({"axes": axes, "series": series, "costs": costs, "weights": weights})
 
 
-def _series(read: Sums, whole: Sums, last: Sums, has_static: bool) -> dict[str, float]:
+def _series(read: Sums, whole: Sums, last: Sums, has_static: bool, has_teacher: bool) -> dict[str, float]:
     """The ratios of what was read, of whole documents, and of the last segment if there is one."""
     series = {
         "bits_per_byte": bits_per_byte(read.nats, read.bytes),
@@ -131,6 +137,9 @@ def _series(read: Sums, whole: Sums, last: Sums, has_static: bool) -> dict[str, 
             "static_word_perplexity": word_perplexity(whole.static_nats, whole.words),
             "segment_gain_nats_per_token": nats_per_token(last.static_nats - last.nats, last.tokens),
         }
+    if has_teacher:
+        ratios = bits_per_byte(read.teacher_nats, read.bytes), nats_per_token(read.teacher_nats, read.tokens)
+        series |= dict(zip(OF_TEACHER, ratios, strict=True))
     return {name: value for name, value in series.items() if value is not None}
 
 

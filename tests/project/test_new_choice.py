@@ -121,7 +121,7 @@ def test_they_stand_in_error_messages_and_in_the_help(run, capsys):
     _, output = run(context={"class_path": "Nothing"})
     assert output.err == "error: context.class_path must be TransformerXL, Overlapping or Disjoint, got Nothing\n"
     _, output = run(parameters={"class_path": "Nothing"})
-    assert output.err == "error: parameters.class_path must be All, LoRA, Matching or Norms, got Nothing\n"
+    assert output.err == "error: parameters.class_path must be All, LoRA, Pruned, Matching or Norms, got Nothing\n"
     _, output = run(update={"class_path": "Nothing"})
     assert output.err.startswith(
         "error: update.class_path must be a class of torch.optim, RMSDynamic, Signs, Normed, or null"
@@ -129,5 +129,5 @@ def test_they_stand_in_error_messages_and_in_the_help(run, capsys):
     assert fit.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "TransformerXL, Overlapping, Disjoint" in text
-    assert "All, LoRA, Matching, Norms" in text
-    assert "a class of torch.optim, RMSDynamic, Signs, Normed" in text
+    assert "All, LoRA, Pruned, Matching, Norms" in text
+    assert "torch.optim's, RMSDynamic, Signs, Normed" in text

@@ -140,7 +140,7 @@ KNOWN_BEFORE_LOADING = {
         at("context.class_path", "LoRA"),
         "context.class_path must be TransformerXL or Overlapping, got LoRA",
     ),
-    "other parameters": (parameters("Lora"), "parameters.class_path must be All, LoRA or Matching, got Lora"),
+    "other parameters": (parameters("Lora"), "parameters.class_path must be All, LoRA, Pruned or Matching, got Lora"),
     "another update": (
         update("Sgd", lr=0.1),
         "update.class_path must be a class of torch.optim, RMSDynamic, or null, got Sgd",
@@ -203,7 +203,7 @@ KNOWN_BEFORE_LOADING = {
     ),
     "unknown objective": (
         at("objective", {"class_path": "Rewarded"}),
-        "objective.class_path must be NextToken, Anchored, Replayed or Surprising, got Rewarded",
+        "objective.class_path must be NextToken, Anchored, Distilled, Replayed or Surprising, got Rewarded",
     ),
     "weight of nothing": (
         at("objective", {"class_path": "Surprising", "init_args": {"threshold": 3, "weight": 0}}),
