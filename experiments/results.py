@@ -177,7 +177,9 @@ def short(value: Any) -> str:
         return "nothing" if not found else Path(found[0]).parent.name
     if isinstance(found, str) and "/" in found:
         return Path(found).name if "*" not in found else Path(found).parent.parent.name
-    return "null" if found is None or found != found else str(found)
+    if found is None or found != found:
+        return "null"
+    return f"{found:g}" if isinstance(found, float) else str(found)
 
 
 def _listed(value: Any) -> str:

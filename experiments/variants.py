@@ -8,7 +8,9 @@ from experiments import pictures, results
 
 def points_of(rows: pd.DataFrame, by: str) -> dict[str, pd.DataFrame]:
     """The rows of each point, by what the setting `by` is there."""
-    return {results.short(value): own for value, own in rows.groupby(by, sort=False, dropna=False)}
+    setting = by.rpartition(".")[2]
+    named = ((results.short(value), own) for value, own in rows.groupby(by, sort=False, dropna=False))
+    return {name if "(" in name else f"{setting} {name}": own for name, own in named}
 
 
 def figure(rows: pd.DataFrame, by: str) -> Figure:

@@ -3,7 +3,7 @@
 | context | reads again | carries over |
 |---|---|---|
 | `Overlapping(segment, window, prefix)` | the inputs before `start`, `window` in all | nothing |
-| `TransformerXL(segment, memory)` | nothing | keys and values of the last `memory` positions |
+| `TransformerXL(segment, memory)` | nothing, or to refresh the memory | keys and values of the last `memory` positions |
 
 A new context is a subclass of `Context` (`documents/segments.py`) with `memory`, `context` and `check`.
 """
@@ -35,7 +35,7 @@ _OF_STATES = {
 class TransformerXL(Context):
     """Each forward reads the segment alone, and sees keys and values kept from earlier forwards.
 
-    Keys and values of the last `memory` positions are kept, detached, as the weights made them when they were read;
+    Keys and values of the last `memory` positions are kept, detached, as the weights made them when they were last read;
     gradients reach those of the present segment only. Positions count through the document. The compute per scored
     token does not depend on `memory` except in attention. Where a model has recurrences or convolutions (Mamba-2,
     Qwen3-Next), their states are kept as well, whatever `memory` is, if it isn't 0. Source: Dai et al. 2019 (arXiv

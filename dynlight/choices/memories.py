@@ -2,7 +2,8 @@
 
 A memory stands over other experts, the static model or the rules that learn, and makes of the prediction of each another one,
 from the tokens that it has read. The mixture learns from past tokens how much weight it gets. Nothing is hashed: counts are exact, and
-each prediction is a distribution over the whole vocabulary. A new choice is a class with `read` and `flops`.
+each prediction is a distribution over the whole vocabulary. A new choice is a class with `read` and `flops`, with `needs` where it
+asks more of its bases than nats, and with a `__str__` by which its experts are named.
 """
 
 import math
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from dynlight.errors import require, require_at_least
 
-State = dict[Any, Any]  # what a memory has kept of one document: tensors and plain data; empty at its beginning
+State = dict[Any, Any]  # what a memory keeps: tensors and plain data; empty at first, and after each reset
+STATIC = -1  # the number of the static model as a base; a rule has its own
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class DocumentMemory(ABC):
             state: what is remembered of the document, which is changed.
             tokens: that are read, int64 [S].
             bases: by a number that stays the same through a document; some may be missing from a segment on.
-            begins: whether the first of the tokens is the first of its document.
+            begins: whether a document begins with the tokens; the state may be of documents before it.
         """
 
     @abstractmethod
@@ -110,10 +112,11 @@ class NeuralCache(DocumentMemory):
         for number, base in bases.items():
             assert base.states is not None, "it needs them"
             own = torch.cat([kept[number], base.states]) if number in kept else base.states
-            closeness = (self.flatness * (base.states.float() @ own.float().T)).double()
+            closeness = self.flatness * (base.states.double() @ own.double().T)  # in double, as exponents may be large
             closeness = closeness.masked_fill(~is_in_view, -math.inf)
             recalled = closeness.masked_fill(~is_same, -math.inf).logsumexp(1) - closeness.logsumexp(1)
-            nats[number] = _mixed(base.nats, recalled.cpu().numpy(), self.share)
+            mixed = _mixed(base.nats, recalled.cpu().numpy(), self.share)
+            nats[number] = np.where(is_in_view.any(1).cpu().numpy(), mixed, base.nats)
             states[number] = own[-self.size :]
         state |= {"tokens": known[-self.size :], "states": states}
         return nats
@@ -240,7 +243,10 @@ class OutputBias(DocumentMemory):
                 bias = torch.add(bias, log_chances.exp(), alpha=-self.rate)
                 bias[token] += self.rate
             biases[number] = bias
-            nats[number] = base.nats + torch.stack(more).double().cpu().numpy()
+            biased_nats = base.nats + torch.stack(more).double().cpu().numpy()
+            nats[number] = np.where(
+                np.isposinf(base.nats), np.inf, biased_nats
+            )  # what has no chance gets none by a bias
         state.clear()
         state |= biases
         return nats
@@ -253,7 +259,7 @@ class OutputBias(DocumentMemory):
 
 
 def _mixed(nats: np.ndarray, log_chances: np.ndarray, share: float) -> np.ndarray:
-    """The nats of (1 − share) · exp(−nats) + share · exp(log_chances); of exp(−nats) alone where the others are NaN."""
+    """The nats of (1 − share) · exp(−nats) + share · exp(log_chances)."""
     with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 is −∞
-        mixed = -np.logaddexp(np.log1p(-share) - nats, np.log(share) + log_chances)
-    return np.where(np.isnan(log_chances), nats, mixed)
+        mixed: np.ndarray = -np.logaddexp(np.log1p(-share) - nats, np.log(share) + log_chances)
+    return mixed

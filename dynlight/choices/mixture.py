@@ -1,6 +1,6 @@
 """Mixture: one prediction from many experts, without choosing among them.
 
-The experts are the static model and the rules that learn from the document, each at its rate. Which expert is best
+The experts are the static model, the rules that learn from the document, each at its rate, a teacher, and memories. Which expert is best
 differs from text to text and is known only afterwards; the mixture needs no choice, and is nearly as good as the best.
 """
 
@@ -91,7 +91,8 @@ class Mixture:
         return np.where(healthy, np.logaddexp(math.log1p(-self.switching) + log_weights, spread), -np.inf)
 
     def __str__(self) -> str:
-        return f"mixture(switching {self.switching:g})" if self.switching else "mixture(Bayes)"
+        teacher = ", teacher" if self.teacher else ""
+        return f"mixture({f'switching {self.switching:g}' if self.switching else 'Bayes'}{teacher})"
 
 
 def _log_sum(values: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ class Objective(ABC):
 
     guide: Literal["initial", "teacher"] | None = None  # whose prediction of each token `divergences` are from
     temperature = 1.0  # by which the logits of both are divided for these
-    share = 0.0  # of the loss, that segments of the document read again have
+    replayed_share = 0.0  # of the loss, that segments of the document read again have
 
     def replayed(self, index: int) -> list[int]:
         """Which earlier segments of the document are learned from again, beside the segment of this index."""
@@ -114,17 +114,17 @@ class Distilled(Objective):
     def __init__(self, share: float = 0.5, temperature: float = 1.0) -> None:
         require(0 <= share <= 1, "objective.share", "be from 0 to 1", got=share)
         require(0 < temperature < math.inf, "objective.temperature", "be above 0 and finite", got=temperature)
-        self.weight = share
+        self.share = share
         self.temperature = temperature
 
     def losses(self, read: Forward) -> Tensor:
         assert read.divergences is not None, "it has a guide"
         apart = self.temperature**2 * torch.where(read.scored, read.divergences, 0.0)
-        return read.mean((1 - self.weight) * read.nats + self.weight * apart)
+        return read.mean((1 - self.share) * read.nats + self.share * apart)
 
     def __str__(self) -> str:
         temperature = "" if self.temperature == 1 else f" at temperature {self.temperature:g}"
-        return f"every token, {100 * self.weight:g}% from the teacher{temperature}"
+        return f"every token, {100 * self.share:g}% from the teacher{temperature}"
 
 
 class Replayed(Objective):
@@ -148,11 +148,11 @@ class Replayed(Objective):
         require_at_least("objective.segments", 1, segments)
         require(0 <= share < 1, "objective.share", "be at least 0 and under 1", got=share)
         self.segments = segments
-        self.share = share
+        self.replayed_share = share
         self.seed = seed
 
     def replayed(self, index: int) -> list[int]:
-        if self.share == 0:
+        if self.replayed_share == 0:
             return []
         return Random(f"{self.seed} {index}").sample(range(index), min(self.segments, index))
 
@@ -160,7 +160,7 @@ class Replayed(Objective):
         return read.mean(read.nats)
 
     def __str__(self) -> str:
-        return f"every token, {100 * self.share:g}% from {self.segments} earlier segments"
+        return f"every token, {100 * self.replayed_share:g}% from {self.segments} earlier segments"
 
 
 class Surprising(Objective):

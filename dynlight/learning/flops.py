@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynlight.choices.memories import DocumentMemory
+from dynlight.choices.memories import STATIC, DocumentMemory
 from dynlight.choices.update import NeedsStatistics, Update
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.carried import Memory, lengthened
@@ -96,8 +96,9 @@ class FlopCounter:
         has_reference: whether the static model scores beside them.
         has_static_expert: whether the static model is an expert of a mixture.
         is_guided: whether what it predicts is learned from, so that its forward is a cost of learning.
+        is_own_reference: whether what reads is the static model, beside which memories are experts.
         replayed: which earlier segments are learned from again beside the one of an index, without a memory.
-        memories: of a mixture, each with the rule that it is over, or −1.
+        memories: of a mixture, each with the rule that it is over, or STATIC.
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class FlopCounter:
         has_reference: bool = False,
         has_static_expert: bool = False,
         is_guided: bool = False,
+        is_own_reference: bool = False,
         replayed: Callable[[int], list[int]] = lambda index: [],
         memories: Sequence[tuple[DocumentMemory, int]] = (),
     ) -> None:
         self._config: Any = model.config
+        self._is_own_reference = is_own_reference
         self._memories = memories
         self._replayed = replayed
         self._context = context
@@ -137,7 +140,7 @@ class FlopCounter:
                     self._update_flops[number] = copied.measure_update(rule)
 
     def count(self, score: Score, row: int = 0) -> Flops:
-        """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts."""
+        """The FLOPs of a scored segment for the document of one row; of a mixture, those of all experts but the teacher."""
         cut = score.segment.cut
         learners: tuple[int, ...] = (0,)
         if score.experts is not None and self._update_flops:
@@ -150,20 +153,27 @@ class FlopCounter:
                 flops = flops.plus(self._count_again(index * self._context.segment), made)
         if score.reread and score.segment.documents[row] not in score.segment.finished:
             flops = replace(flops, forward=flops.forward + len(learners) * sum(map(self._to_refresh, score.reread)))
-        if self._memories and not self._update_flops:  # what reads without them is the static model
+        if self._is_own_reference:
             flops = replace(flops, static=flops.forward)
-        remembering = sum(self._of_memory(memory, cut) for memory, base in self._memories if base in (-1, *learners))
-        return replace(flops, forward=flops.forward + remembering)
+        return replace(flops, forward=flops.forward + self._to_remember(score, row, learners))
+
+    def _to_remember(self, score: Score, row: int, learners: Sequence[int]) -> int:
+        """What memories cost over the bases that have not failed."""
+        if score.experts is None or not self._memories:
+            return 0
+        known, text = score.experts.remembered[row], self._config.get_text_config()
+        memories = [memory for memory, base in self._memories if base == STATIC or base in learners]
+        return sum(
+            memory.flops(place, text.hidden_size, text.vocab_size)
+            for memory in memories
+            for place in range(known, known + score.segment.tokens[row])
+        )
 
     def _to_refresh(self, index: int) -> float:
         """The forward of a whole segment that is read again behind what was in memory before it."""
         start = index * self._context.segment
         forward = self._cost(0, self._context.segment, min(self._memory, start)).forward
         return forward + (self._sinks[0] if start > self._memory else 0)
-
-    def _of_memory(self, memory: DocumentMemory, cut: Cut) -> int:
-        text = self._config.get_text_config()
-        return sum(memory.flops(place, text.hidden_size, text.vocab_size) for place in range(cut.start, cut.stop))
 
     def forward(self, cut: Cut) -> float:
         """The FLOPs of a segment's forward alone."""

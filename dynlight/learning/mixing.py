@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dynlight.choices.memories import Base, DocumentMemory
+from dynlight.choices.memories import STATIC, Base, DocumentMemory
 from dynlight.choices.mixture import Mixture
 from dynlight.documents.segments import Segment
 from dynlight.learning.failures import readable
 from dynlight.learning.forward import Keeps, Reading
-from dynlight.learning.remembering import STATIC, Remembering
+from dynlight.learning.remembering import Remembering
 from dynlight.learning.score import ExpertScores, Score
 from dynlight.learning.stacked import Stacked
 from dynlight.learning.weights import Weights
@@ -111,7 +111,7 @@ class Mixed(Alone):
             by_expert[owner] = rows.nats[row]
         others = [static if self._has_static else None, teacher if self._mixture.teacher else None]
         by_expert = torch.cat([*(other.nats[None] for other in others if other is not None), by_expert])
-        nats = by_expert.numpy()
+        nats, known = by_expert.numpy(), self.memories.known[:documents]
         if self.memories.experts:
             nats = np.concatenate([nats, self.memories.read(segment, _bases(segment, rows, owners, static))])
         is_scored = np.zeros((documents, columns), dtype=bool)
@@ -122,7 +122,7 @@ class Mixed(Alone):
         learners = np.zeros((self._rules, documents), dtype=bool)
         for owner in owners:
             learners[owner] = True
-        return Prediction(torch.from_numpy(mixed), ExpertScores(nats, mean_weights, learners))
+        return Prediction(torch.from_numpy(mixed), ExpertScores(nats, mean_weights, learners, known))
 
     def settle(
         self, score: Score, finite: Sequence[bool] | None, weights: Weights, optimizers: Sequence[Optimizer]
@@ -140,9 +140,12 @@ class Mixed(Alone):
 
     def load_progress_state(self, state: Any) -> None:
         if isinstance(state, Tensor):  # a checkpoint of a version without memories
-            state = {"log_weights": state, "memories": []}
+            state = {"log_weights": state}
         self._log_weights = state["log_weights"].numpy()
-        self.memories.load_progress_state(state["memories"])
+        if "memories" in state:
+            self.memories.load_progress_state(state["memories"])
+        else:
+            self.memories.begin(self._log_weights.shape[1])
 
 
 def _rows(weights: Weights) -> Stacked:

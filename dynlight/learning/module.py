@@ -159,7 +159,7 @@ class DynamicEvaluation(LightningModule):
         self._factors = self._factors_of_weights()
         self.predictor = self._predictor()
         # A CUDA graph would write over the activations of the score while another segment is read.
-        is_kept = self.objective.share == 0 or not isinstance(compile, str)
+        is_kept = self.objective.replayed_share == 0 or not isinstance(compile, str)
         require(is_kept, "model.compile", "be true or false with objective Replayed", got=compile)
         self.trigger = Trigger(self.schedule, self.objective, len(self.rules))
         may_differ = self.trigger.is_set and context.refresh is not None
@@ -268,7 +268,7 @@ class DynamicEvaluation(LightningModule):
         if self.reference is not None and not self.rules:
             static_nats = rows.nats  # nothing is ever learned: what reads is its own reference
         score = Score.of(segment, nats, static_nats, None if teacher is None else teacher.nats, prediction.experts)
-        self.failures.stop(segment, score.sums, score.static_sums, score.teacher_sums)
+        self.failures.stop(segment, score.sums, score.static_sums)
         left = self.failures.rows(segment)
         if not left:
             return None
@@ -287,7 +287,7 @@ class DynamicEvaluation(LightningModule):
         losses = self.objective.losses(read)
         if drawn := self.objective.replayed(segment.cut.index):
             again = torch.stack([self._loss_again(segment, index) for index in drawn]).mean(dim=0)
-            losses = (1 - self.objective.share) * losses + self.objective.share * again
+            losses = (1 - self.objective.replayed_share) * losses + self.objective.replayed_share * again
         if not all(learners):
             losses = losses[[row for row, learns in enumerate(learners) if learns]]
         # A loss for each row, a sum over rows: each row's gradient is its own.
@@ -449,6 +449,7 @@ class DynamicEvaluation(LightningModule):
             self.has_reference,
             bool(self.rules) and self.has_static_expert,
             self.is_guided,
+            self.reference is not None and not self.rules and bool(self.memories),
             self.objective.replayed,
             self.predictor.memories.experts if isinstance(self.predictor, Mixed) else (),
         )
@@ -508,7 +509,7 @@ class DynamicEvaluation(LightningModule):
             kind = {"sharded": Sharded}.get(self.processes.way, InPlace)
             self.weights = kind(self.model, self.context, self.compile_mode)
         self.weights.keep_errors(self.gradient)
-        self.teacher = Teacher(self.teacher_model, self.context, self.compile_mode) if self.teacher_model else None
+        self.teacher = self._teacher(together)
         if self.pruning.is_set:
             _ = self.flop_counter  # made now, as it copies the model while all that is to learn does
         self.predictor.begin(together)
@@ -520,6 +521,16 @@ class DynamicEvaluation(LightningModule):
         )
         self._initial_optimizer_states = [copy.deepcopy(each.state_dict()) for each in self.optimizers_of_rules]
         return self.optimizers_of_rules
+
+    def _teacher(self, together: int) -> Teacher | None:
+        if self.teacher_model is None:
+            return None
+        with self.trainer.precision_plugin.forward_context():
+            teacher = Teacher(self.teacher_model, self.context, together, self.compile_mode)
+        if alone := teacher.reason_against_batch:
+            of_teacher = f"the teacher, {self.teacher_model.config.model_type}, {alone}"
+            rank_zero_warn(f"read one document after another, which takes longer: {of_teacher}")
+        return teacher
 
     def check(self, trainer: Trainer, together: int | Literal["auto"] = 1) -> None:
         """Raises SettingError where this Trainer or `together` don't fit the choices; weights may lie on `meta`."""
@@ -569,6 +580,8 @@ class DynamicEvaluation(LightningModule):
     def on_train_start(self) -> None:
         # The Trainer leaves the mode as it is, and a caller may have set another.
         self.model.eval()
+        if self.teacher_model is not None:
+            self.teacher_model.eval()
 
     def on_train_epoch_end(self) -> None:
         # Documents are read once: a Trainer without max_epochs would begin again, on weights that have seen them.

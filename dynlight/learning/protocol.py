@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from dynlight.choices.memories import STATIC as STATIC_BASE
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.objective import NextToken
 
 
@@ -27,7 +29,7 @@ def experts_of(
     optimizers: Sequence[Optimizer],
     has_static: bool,
     has_teacher: bool = False,
-    memories: Sequence[tuple[object, int]] = (),
+    memories: Sequence[tuple[DocumentMemory, int]] = (),
 ) -> list[Expert]:
     """The static model and the teacher, if they are experts, the rule of each optimizer, each memory over what has its number."""
     experts: list[Expert] = []
@@ -38,8 +40,10 @@ def experts_of(
             known.name.partition(" no. ")[0] == name for known in experts
         )  # rules of this name and rate that differ in other settings
         experts.append(Expert(f"{name} no. {same + 1}" if same else name, rule, rate))
-    bases = {-1: STATIC.name} | {number: expert.name for number, expert in enumerate(experts)}
-    own = [Expert(f"{memory} over {bases[base]}", None, None, str(memory)) for memory, base in memories]
+    bases = {STATIC_BASE: STATIC.name} | {number: expert.name for number, expert in enumerate(experts)}
+    own = [
+        Expert(f"{memory} over {bases[base]}", None, None, f"{memory} over {memory.over}") for memory, base in memories
+    ]
     return [*[STATIC] * has_static, *[TEACHER] * has_teacher, *experts, *own]
 
 

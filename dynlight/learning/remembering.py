@@ -1,14 +1,13 @@
 """Remembering: the memories of the documents that are being read, as experts of the mixture."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from dynlight.choices.memories import Base, DocumentMemory, State
+from dynlight.choices.memories import STATIC, Base, DocumentMemory, State
 from dynlight.documents.segments import Segment
-
-STATIC = -1  # the number of the static model as a base; a rule has its own
 
 
 class Remembering:
@@ -23,6 +22,7 @@ class Remembering:
         self._memories = memories
         self._bases = [range(rules) if memory.over == "learned" and rules else [STATIC] for memory in memories]
         self._states: list[list[State]] = []  # of each memory, by the document's place in the wave
+        self._known: list[int] = []  # tokens that were read, by the same
 
     @property
     def experts(self) -> list[tuple[DocumentMemory, int]]:
@@ -37,6 +37,12 @@ class Remembering:
     def begin(self, documents: int) -> None:
         """Forgets all, for the `documents` documents that begin."""
         self._states = [[{} for _ in range(documents)] for _ in self._memories]
+        self._known = [0] * documents
+
+    @property
+    def known(self) -> list[int]:
+        """How many tokens of each document are remembered."""
+        return self._known.copy()
 
     def read(self, segment: Segment, bases: Sequence[Mapping[int, Base]]) -> np.ndarray:
         """The nats of each expert, float64 [experts, D, S]; NaN where its base has failed.
@@ -44,6 +50,12 @@ class Remembering:
         `bases` holds for each document what its bases make of the tokens that it scores.
         """
         nats = np.full((len(self.experts), *segment.targets.shape), np.nan)
+        # In full precision, whatever the model is read in: exponents of products of states are made here.
+        with torch.autocast(segment.targets.device.type, enabled=False):
+            self._read(segment, bases, nats)
+        return nats
+
+    def _read(self, segment: Segment, bases: Sequence[Mapping[int, Base]], nats: np.ndarray) -> None:
         for place, columns in enumerate(segment.scored):
             tokens, first = segment.targets[place, columns], 0
             for memory, numbers, states in zip(self._memories, self._bases, self._states, strict=True):
@@ -53,12 +65,12 @@ class Remembering:
                     if number in said:
                         nats[expert, place, columns] = said[number]
                 first += len(numbers)
-        return nats
+            self._known[place] += len(tokens)
 
-    def progress_state(self) -> list[list[State]]:
+    def progress_state(self) -> dict[str, Any]:
         """What is kept of the documents."""
-        return self._states
+        return {"states": self._states, "known": self._known}
 
-    def load_progress_state(self, state: list[list[State]]) -> None:
+    def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
-        self._states = state
+        self._states, self._known = state["states"], state["known"]

@@ -13,14 +13,15 @@ from dynlight.learning.digests import WeightDigests
 
 @dataclass(frozen=True)
 class ExpertScores:
-    """The nats and weights of each expert of a mixture on a segment: the static model first, if it is one.
+    """The nats and weights of each expert of a mixture on a segment: static, teacher, rules, memories, those that there are.
 
     Shapes: E experts, D documents, S columns of the segment.
     """
 
-    nats: np.ndarray  # float32 [E, D, S]; NaN where an expert has failed
+    nats: np.ndarray  # [E, D, S], float32, with memories float64; NaN where an expert has failed
     weights: np.ndarray  # float64 [E, D], each expert's mean weight in the mixture over the segment
     learners: np.ndarray  # bool [rules, D], whether the rule still learned from the document
+    remembered: list[int]  # [D], the tokens that memories knew before the segment
 
 
 class Digests(NamedTuple):
@@ -54,7 +55,7 @@ class Score:
     updates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     reread: range = range(0)  # the segments that were read again for a memory by the present weights
     stopped: frozenset[int] = frozenset()  # learned weights, by their place, that the backward left out
-    seconds: dict[str, float] = field(default_factory=dict)  # static, scoring, learning
+    seconds: dict[str, float] = field(default_factory=dict)  # static, teacher, scoring, learning
     digests: Digests | None = None  # where they are asked for
 
     @classmethod

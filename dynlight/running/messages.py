@@ -46,6 +46,7 @@ _CLASSES = (*_BASES, "update", "trainer.logger")
 _EXPECTED = {
     "model.compile": "true, false or reduce-overhead",
     "schedule.every": "a whole number, a mapping of segments to periods, or never",
+    "teacher": "null, or {class_path: Pretrained, init_args: {pretrained: …}}",
     "trainer.callbacks": "a list of Lightning's callbacks, each with its class_path",
     "trainer.precision": "32-true or bf16-mixed",
 }
@@ -94,6 +95,8 @@ def one_line(message: str, settings: Iterable[str]) -> str:
         return _flat(message)
     expected, *rest = re.split(r"(?:Got|Given) value: ", cause, maxsplit=1)
     got = rest[0].split("\n")[0].split(". Got value: ")[0] if rest else "something else"
+    if setting in _LISTS and "class_path" not in got and "import path" not in cause:
+        return f"{setting} must be a list of classes, each with its class_path, got {_flat(got)}"
     if setting in _CLASSES and not (setting in _LISTS and got.startswith("{")):
         named = re.search(r"class_path'?[:=] ?'([^']*)'", got) or re.search(r"import path string: (\S+)", cause)
         name = named[1] if named else _flat(got)

@@ -88,6 +88,8 @@ class Run:
         """The module without weights, on torch's `meta` device."""
         teacher = None
         if self.choices.teacher is not None:
+            compile = self.choices.teacher.compile
+            require(compile is False, "teacher.compile", "be left out, as model.compile is for both", got=compile)
             with _named_teacher():
                 teacher = self.choices.teacher.outline()
         return DynamicEvaluation(self.choices.model.outline(), self.tokenizer, teacher=teacher, **self.chosen())

@@ -31,8 +31,6 @@ TITLES = {
     "lora": "LoRA 8",
     "mlps": "MLPs of the last 8 blocks",
     "sgd": "all weights, SGD",
-    "adam": "all weights, Adam",
-    "rmsdynamic": "all weights, RMSDynamic",
     "mixture": "LoRA 8, mixture",
 }
 FILES = map(Path, yaml.safe_load((Path(__file__).parent / "run.yaml").read_text("utf-8"))["data"]["data_files"])
@@ -49,8 +47,6 @@ def is_wanted(settings: dict[str, Any]) -> bool:
 
 def measure(settings: dict[str, Any], scale: Scale) -> pd.DataFrame:
     """As the protocol does, with long static contexts in place of overlapping windows, by position in the document."""
-    if "rmsdynamic" in settings["config"]:
-        settings = {**settings, "update.statistics": protocol.statistics("real", settings, scale)}
     test = [*grid.run_of("real", settings, scale), *beside(settings["context.memory"])]
     parts = [test] if scale.quick else [test, [*test, *CONTROL]]
     if "static" in settings["config"]:

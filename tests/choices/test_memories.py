@@ -7,10 +7,23 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
-from running import Experts, random_tokens, run
+from running import Experts, document, random_tokens, run
 
-from dynlight import All, LoRA, NeuralCache, NGrams, OutputBias, Overlapping, Records, SettingError, TransformerXL
+from dynlight import (
+    All,
+    LoRA,
+    NeuralCache,
+    NGrams,
+    OutputBias,
+    Overlapping,
+    Records,
+    ResetWeights,
+    SettingError,
+    TransformerXL,
+)
 from dynlight.choices.memories import Base
+from dynlight.documents.waves import segments
+from dynlight.learning.remembering import Remembering
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((70, 33, 1, 64, 16))]
 WINDOWS, MEMORY = Overlapping(16, 40), TransformerXL(16, 24)
@@ -182,6 +195,53 @@ def test_flops_of_memories_are_those_of_their_formulas():
     remembered(memories[:1], update=None, rates=None, callbacks=[alone], documents=DOCUMENTS[:1])
     assert (alone.segments.flops - alone.segments.static_flops).tolist() == [16 * 16] * 4 + [16 * 6]
     assert alone.segments.static_flops.tolist() == without.segments.static_flops.tolist()
+
+
+def test_large_states_and_tokens_without_a_chance_stay_a_distribution():
+    generator = torch.Generator().manual_seed(1)
+    before = torch.randint(0, 7, (20,), generator=generator)
+    logits, states = torch.randn(21, 7, generator=generator), 1e20 * torch.randn(21, 5, generator=generator)
+    logits[:, 3] = -math.inf
+    before[before == 3] = 2
+    for memory in (NeuralCache(100, 0.3, 0.5), OutputBias(0.5), NGrams(2, 1.0, shortest=0)):
+        total = 0.0
+        for token in range(7):
+            tokens = torch.cat([before, torch.tensor([token])])
+            nats = torch.nn.functional.cross_entropy(logits, tokens, reduction="none").double().numpy()
+            said = memory.read({}, tokens, {0: Base(nats, states, logits)})[0][-1]
+            assert not math.isnan(said), (memory, token)
+            total += math.exp(-said)
+        assert total == pytest.approx(1, abs=1e-6), memory
+
+
+def test_similarity_is_in_full_precision_whatever_the_model_is_read_in():
+    memory = NeuralCache(100, 1.0, 0.5)
+    remembering = Remembering([memory], 0)
+    seen = []
+    memory.read = lambda *read: seen.append(torch.is_autocast_enabled("cpu")) or {}
+    remembering.begin(1)
+    segment = next(segments((document(DOCUMENTS[0]),), WINDOWS))
+    with torch.autocast("cpu", torch.bfloat16):
+        remembering.read(segment, [{}])
+    assert seen == [False]
+
+
+def test_the_protocol_tells_memories_apart():
+    _, found = remembered([OutputBias(0.1), OutputBias(0.1, over="static")], documents=DOCUMENTS[:1])
+    assert "output bias(rate 0.1) over learned with output bias(rate 0.1) over static" in found.module.protocol
+
+
+@pytest.mark.flops
+def test_flops_go_on_where_nothing_is_forgotten():
+    records = Records()
+    choices = {"update": None, "rates": None, "reset": ResetWeights("never"), "callbacks": [records]}
+    remembered([NeuralCache(1000, 0.3, 0.2)], documents=DOCUMENTS[:2], **choices)
+    rows = records.segments
+    more = (rows.flops - rows.static_flops).tolist()
+    assert more == [
+        sum(2 * 32 * place for place in range(begin, end))
+        for begin, end in [(0, 16), (16, 32), (32, 48), (48, 64), (64, 70), (70, 86), (86, 102), (102, 103)]
+    ]
 
 
 def test_tokens_behind_a_token_change_nothing():

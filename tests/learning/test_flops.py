@@ -44,7 +44,11 @@ def counter(model, parameters=None, context=None, update=None, reference="static
 def measure(counter, context=0, scored=16, memory=0, updates=1):
     cut = Cut(0, memory, memory + scored, context)
     score = SimpleNamespace(
-        segment=SimpleNamespace(cut=cut), updates_of=lambda row: [updates], experts=None, reread=range(0)
+        segment=SimpleNamespace(cut=cut),
+        updates_of=lambda row: [updates],
+        experts=None,
+        reread=range(0),
+        stopped=frozenset(),
     )
     return counter.count(score)
 

@@ -68,7 +68,9 @@ def test_their_flops_are_those_of_reading_them():
         module = DynamicEvaluation(tiny("llama"), None, context=context, update=SGD)
         segment = SimpleNamespace(cut=Cut(0, start, stop, context.context(start, stop)))
         return module.flop_counter.count(
-            SimpleNamespace(segment=segment, updates_of=lambda row: [1], experts=None, reread=range(0))
+            SimpleNamespace(
+                segment=segment, updates_of=lambda row: [1], experts=None, reread=range(0), stopped=frozenset()
+            )
         )
 
     with_sinks, without = (flops(context, 48, 64) for context in (CONTEXT, TransformerXL(16, 40)))

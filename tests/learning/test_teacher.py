@@ -148,6 +148,47 @@ def test_its_cost_stands_apart():
     assert records.segments.nats.tolist() == without.segments.nats.tolist()
 
 
+class MixesRows(torch.nn.Linear):
+    """As a model may whose experts have room for so many tokens: what one row reads depends on the others."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * x.mean(dim=0, keepdim=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*read one document after another")
+def test_a_teacher_that_mixes_rows_reads_one_document_after_another():
+    sums = []
+    for together in (1, 3):
+        taught, mixing = Taught(), teacher()
+        mixing.model.layers[1].mlp.down_proj.__class__ = MixesRows
+        run(
+            tiny(), DOCUMENTS, MEMORY, [taught], together=together, update=SGD, teacher=mixing, objective=Distilled(0.5)
+        )
+        sums.append([float(torch.cat(nats).sum()) for _, nats in sorted(taught.teacher.items())])
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
+def test_one_that_fails_ends_no_document_that_does_not_learn_from_it():
+    broken = teacher()
+    broken.lm_head.weight.data[5] = math.nan
+    beside = run(tiny(), DOCUMENTS, MEMORY, update=SGD, teacher=broken)
+    without = run(tiny(), DOCUMENTS, MEMORY, update=SGD)
+    assert not beside.module.failures.of_documents
+    assert float(torch.cat(beside.nats[0]).sum()) == float(torch.cat(without.nats[0]).sum())
+
+
+def test_it_reads_without_dropout():
+    learner = tiny()
+    module_of = partial(run, learner, DOCUMENTS, WINDOWS, teacher=tiny("gpt2").train(), update=SGD)
+    assert not module_of().module.teacher_model.training
+
+
+def test_the_model_is_not_its_own_teacher():
+    model = tiny()
+    with pytest.raises(SettingError, match="teacher must be another model"):
+        run(model, DOCUMENTS, MEMORY, update=SGD, teacher=model)
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -157,7 +198,10 @@ def test_its_cost_stands_apart():
             {"teacher": teacher(vocab_size=70)},
             "teacher.pretrained must predict the 61 tokens that the model does, got 70",
         ),
-        ({"teacher": tiny("gpt2")}, "context.class_path must be Overlapping for gpt2"),
+        (
+            {"teacher": tiny("gpt2")},
+            "teacher.pretrained must be a model that can be read in this context, got gpt2; context.class_path must be Overlapping",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(choices, message):

@@ -536,6 +536,22 @@ KNOWN_BEFORE_LOADING = {
         "schedule and objective must learn from every segment that is due with trainer.strategy model_parallel, where each "
         "device would ask its score, got a bound on the score",
     ),
+    "a teacher by name alone": (
+        {"teacher": "tiny-books"},
+        "teacher must be null, or {class_path: Pretrained, init_args: {pretrained: …}}, got tiny-books",
+    ),
+    "a teacher compiled by itself": (
+        {"teacher": {"class_path": "Pretrained", "init_args": {"pretrained": "tiny-books", "compile": True}}},
+        "teacher.compile must be left out, as model.compile is for both, got True",
+    ),
+    "memories that are no list": (
+        {"memories": "NGrams"},
+        "memories must be a list of classes, each with its class_path, got NGrams",
+    ),
+    "an unknown memory": (
+        {"memories": [{"class_path": "Cache"}]},
+        "memories.class_path must be NeuralCache, NGrams or OutputBias, got Cache",
+    ),
     "a teacher that is not there": (
         {"teacher": {"class_path": "Pretrained", "init_args": {"pretrained": "./nowhere"}}},
         "teacher.pretrained must be a causal language model (Hub name, local folder or tiny-books), got ./nowhere; ...",
