@@ -65,10 +65,18 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """For each kind of text what each way to remember gains over static, the best first."""
+    """For each kind of text what each way to remember gains over static, and all memories beside learned weights."""
     found, told = points_of(rows), []
     for text in dict.fromkeys(text for text, _ in found):
-        gains = {name: results.gain(own) for (on, name), own in found.items() if on == text}
+        own = {name: points for (on, name), points in found.items() if on == text}
+        gains = {name: results.gain(points) for name, points in own.items()}
         ordered = sorted(gains, key=lambda name: -gains[name][0])
-        told.append(f"{text}: {', '.join(f'{name} {results.said(gains[name])}' for name in ordered)}")
-    return f"bits per byte gained over static, the best first: {'; '.join(told)}"
+        adapted = {name: points[points.role == "adapted"] for name, points in own.items()}
+        weights, both = adapted["weights"], max(adapted, key=len)
+        memories = both.removeprefix("weights + ")
+        told.append(
+            f"{text}: {', '.join(f'{name} {results.said(gains[name])}' for name in ordered)}; all memories without learning against "
+            f"weights alone {results.said(results.margin(weights, adapted[memories]))}, both against memories alone "
+            f"{results.said(results.margin(adapted[memories], adapted[both]))}"
+        )
+    return f"bits per byte gained over static, the best first: {'. '.join(told)}"

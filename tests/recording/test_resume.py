@@ -125,6 +125,7 @@ CHOICES = {
         "objective": {"class_path": "Distilled", "init_args": {"share": 0.4}},
         "data.together": 3,
     },
+    "partly reset": {"reset": {"every": "document", "keep": 0.5}},
     "pruned": {
         "parameters": {
             "class_path": "Pruned",
