@@ -22,17 +22,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynlight.choices.context import Overlapping, refused_memory
 from dynlight.choices.gradient import Clip, Gradient
 from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.mixture import Mixture
-from dynlight.choices.objective import Forward, NextToken, Objective
+from dynlight.choices.objective import NextToken, Objective
 from dynlight.choices.parameters import All, Parameters, adapters_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.schedule import UpdateFrequency
 from dynlight.choices.update import Update, factors_of, rules_of, usual_rates
 from dynlight.documents.segments import Context, Segment
-from dynlight.documents.waves import earlier_segment
 from dynlight.errors import require
 from dynlight.learning.advice import advise
 from dynlight.learning.checks import check_run
@@ -58,8 +56,9 @@ from dynlight.learning.statistics import load_or_collect
 from dynlight.learning.stream import stream_of
 from dynlight.learning.teacher import Teacher, check_teacher, try_teacher
 from dynlight.learning.totals import Totals
-from dynlight.learning.trial import reason_against_memory, reason_against_reading, reason_against_states
+from dynlight.learning.trial import check_model
 from dynlight.learning.trigger import Trigger
+from dynlight.learning.updater import Updater
 from dynlight.learning.weights import InPlace, Weights
 
 
@@ -282,22 +281,7 @@ class DynamicEvaluation(LightningModule):
         """
         if not self.update_due or not any(learners) or self.failures.all_static(segment):
             return None
-        columns = self.weights.scored(segment)
-        read = Forward(reading.nats, columns, scored.nats.detach(), reading.divergences)
-        losses = self.objective.losses(read)
-        if drawn := self.objective.replayed(segment.cut.index):
-            again = torch.stack([self._loss_again(segment, index) for index in drawn]).mean(dim=0)
-            losses = (1 - self.objective.replayed_share) * losses + self.objective.replayed_share * again
-        if not all(learners):
-            losses = losses[[row for row, learns in enumerate(learners) if learns]]
-        # A loss for each row, a sum over rows: each row's gradient is its own.
-        return self._gradients_of(losses.sum(), learners)
-
-    def _loss_again(self, segment: Segment, index: int) -> Tensor:
-        """The loss of each row, [R], on an earlier segment of the same documents."""
-        earlier = replace(earlier_segment(segment, index, self.context), sinks=None).to(segment.inputs.device)
-        nats = self.weights.read_again(earlier)
-        return self.objective.losses(Forward(nats, self.weights.scored(earlier), nats.detach()))
+        return self.updater.gradients(segment, reading, scored, learners)
 
     def _learn(
         self,
@@ -317,11 +301,11 @@ class DynamicEvaluation(LightningModule):
         if (gradients := early or self._gradients(segment, reading, reading, learners)) is None:
             self.weights.drop_gradients()
             return None
-        finite = self._update(gradients, learners)
+        finite = self.updater.update(gradients, learners)
         for _ in range(self.updates_due - 1):
             again = self._gradients(segment, self.weights.score(segment, self._guide), reading, learners)
             assert again is not None, "an update is due"
-            finite = [all(both) for both in zip(finite, self._update(again, learners), strict=True)]
+            finite = [all(both) for both in zip(finite, self.updater.update(again, learners), strict=True)]
         return finite
 
     def _carry_on(self, segment: Segment, reading: Reading, committed: Score, finite: Sequence[bool] | None) -> range:
@@ -333,19 +317,7 @@ class DynamicEvaluation(LightningModule):
 
     def learn_from(self, loss: Tensor) -> list[bool]:
         """Makes one update from the gradient of a loss; returns of each row whether its gradient was finite."""
-        return self._update(self._gradients_of(loss, self._all_rows), self._all_rows)
-
-    def _gradients_of(self, loss: Tensor, learners: Sequence[bool]) -> Later:
-        self.manual_backward(loss)
-        self.pruning.see(self.weights, learners)
-        self.weights.change_gradients(self.gradient, learners)
-        return self.fetch.later(self.weights.finite())
-
-    def _update(self, finite: Later, learners: Sequence[bool]) -> list[bool]:
-        of_rows: list[bool] = finite().tolist()
-        self.weights.step(self.optimizers_of_rules, of_rows, learners)
-        self.pruning.after(self.weights, learners)
-        return of_rows
+        return self.updater.learn_from(loss)
 
     def _updates(self, segment: Segment, learners: Sequence[bool] | None) -> np.ndarray:
         """How many updates each rule made from each document, [rules, D]; `learners`: of each row, None: of none."""
@@ -489,8 +461,12 @@ class DynamicEvaluation(LightningModule):
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
         with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
-            self._check_model()
-            self._advise()
+            is_whole = self.processes.way != "sharded"
+            check_model(self.model, self.context, self.learnable, self.memories, is_whole)
+            if self.teacher_model is not None:
+                try_teacher(self.teacher_model, self.context)
+            if is_whole:  # else the model has no device of its own yet
+                advise(self.model, self.context, stream_of(self.trainer).loaded, self.trainer, self.compile_mode)
         if together > 1 or self.mixture is not None:
             with self.trainer.precision_plugin.forward_context():
                 self.weights = stacked = Stacked(
@@ -519,6 +495,16 @@ class DynamicEvaluation(LightningModule):
         self.optimizers_of_rules = make_optimizers(
             self.rules, self.weights, self.gradient, statistics_of, self._factors
         )
+        self.updater = Updater(
+            self.weights,
+            self.optimizers_of_rules,
+            self.objective,
+            self.gradient,
+            self.pruning,
+            self.context,
+            self.manual_backward,
+            self.fetch,
+        )
         self._initial_optimizer_states = [copy.deepcopy(each.state_dict()) for each in self.optimizers_of_rules]
         return self.optimizers_of_rules
 
@@ -545,38 +531,6 @@ class DynamicEvaluation(LightningModule):
             trainer, self.model, self.rules, self.gradient, is_mixed, self.reset_weights, together, self.trigger.is_set
         )
 
-    def _check_model(self) -> None:
-        """Raises SettingError where the model cannot be read as it was prepared, or not with a memory as without one."""
-        is_whole = self.processes.way != "sharded"
-        self._check_states()
-        if self.teacher_model is not None:
-            try_teacher(self.teacher_model, self.context)
-        if is_whole:
-            self._check_reading(Overlapping(self.context.segment, self.context.segment))
-        if self.context.memory:  # behind, so that each trial can fail for one reason alone
-            self._check_memory()
-            if is_whole:
-                self._check_reading(self.context)
-
-    def _check_states(self) -> None:
-        needs_them = any("states" in memory.needs for memory in self.memories)
-        reason = reason_against_states(self.model) if needs_them else None
-        must = f"need no hidden states for {self.model.config.model_type}, {reason}"
-        require(reason is None, "memories", must, got="NeuralCache", advice="choose NGrams or OutputBias")
-
-    def _check_reading(self, context: Context) -> None:
-        reason = reason_against_reading(self.model, context)
-        must = f"suit {self.model.config.model_type}, {reason}"
-        require(reason is None, "parameters", must, got=self.learnable, advice="choose others")
-
-    def _check_memory(self) -> None:
-        if (reason := reason_against_memory(self.model)) is not None:
-            raise refused_memory(self.model.config, reason, got=type(self.context).__name__)
-
-    def _advise(self) -> None:
-        if self.processes.way != "sharded":  # whose model has no device of its own yet
-            advise(self.model, self.context, stream_of(self.trainer).loaded, self.trainer, self.compile_mode)
-
     def on_train_start(self) -> None:
         # The Trainer leaves the mode as it is, and a caller may have set another.
         self.model.eval()
@@ -590,7 +544,7 @@ class DynamicEvaluation(LightningModule):
     def release(self) -> None:
         """Frees the device of everything but the model, after a run has failed there."""
         self.score, self.fetch = None, Fetch()
-        for name in ("weights", "optimizers_of_rules"):
+        for name in ("weights", "optimizers_of_rules", "updater", "teacher"):
             vars(self).pop(name, None)
 
     def progress_state(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dynlight.choices.context import Overlapping, TransformerXL, position_limit
+from dynlight.choices.context import Overlapping, TransformerXL, position_limit, refused_memory
+from dynlight.choices.memories import DocumentMemory
 from dynlight.choices.parameters import AdaptedLinear
 from dynlight.documents.segments import Context, Cut, Segment
+from dynlight.errors import require
 from dynlight.learning.forward import read, read_alone, token_nats
 from dynlight.learning.rows import Batch, kinds_one_by_one
 
@@ -16,6 +18,38 @@ _COLUMNS = 7  # no multiple of the rows, so that axes in another order are found
 _PART = 16  # tokens of each part of a text that is read with a memory
 # How far the logits of a row may be apart, as a share of their size; experts, say, are chosen anew by the last bit.
 _TOLERANCE, _BF16_TOLERANCE = 1e-3, 0.1
+
+
+def check_model(
+    model: PreTrainedModel, context: Context, parameters: object, memories: Sequence[DocumentMemory], is_whole: bool
+) -> None:
+    """Raises SettingError where a model cannot be read as it was prepared, or not with a memory as without one.
+
+    Args:
+        model: that reads.
+        context: what a forward has in view.
+        parameters: which weights of it learn.
+        memories: that are to be experts.
+        is_whole: whether it lies on one device.
+    """
+    kind = model.config.model_type
+    if any("states" in memory.needs for memory in memories):
+        reason = reason_against_states(model)
+        require(reason is None, "memories", f"need no hidden states for {kind}, {reason}", got="NeuralCache",
+                advice="choose NGrams or OutputBias")  # fmt: skip
+    if is_whole:
+        _check_reading(model, Overlapping(context.segment, context.segment), parameters)
+    if context.memory:  # behind, so that each trial can fail for one reason alone
+        if (reason := reason_against_memory(model)) is not None:
+            raise refused_memory(model.config, reason, got=type(context).__name__)
+        if is_whole:
+            _check_reading(model, context, parameters)
+
+
+def _check_reading(model: PreTrainedModel, context: Context, parameters: object) -> None:
+    reason = reason_against_reading(model, context)
+    must = f"suit {model.config.model_type}, {reason}"
+    require(reason is None, "parameters", must, got=parameters, advice="choose others")
 
 
 @torch.no_grad()
