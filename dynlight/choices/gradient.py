@@ -26,6 +26,7 @@ class RowGradients:
     of_weights: dict[int, Tensor]  # by the weight's place among those that learn; only those that have a gradient
     norms: Callable[[], Tensor]  # ‖g‖₂ over all weights, [R]
     errors: list[Tensor] = field(default_factory=list)  # of each learned weight, where the change keeps errors
+    absent: int = 0  # numbers of weights that have stopped learning, and have no gradient here
 
 
 class Gradient(ABC):
@@ -108,7 +109,9 @@ class Sparse(Gradient):
         if self.share == 1:
             return
         places, values = zip(*gradients.of_weights.items(), strict=True)
-        masks = [self._masks[place] for place in places] if self._masks else _greatest(values, self.share)
+        masks = (
+            [self._masks[place] for place in places] if self._masks else _greatest(values, self.share, gradients.absent)
+        )
         for gradient, mask in zip(values, masks, strict=True):
             gradient.mul_(mask)  # NaN stays NaN, so that a row that failed is noticed
 
@@ -169,14 +172,14 @@ class Compressed(Gradient):
         return f"compressed to {to}{' with feedback' if self.keeps_errors else ''}"
 
 
-def _greatest(values: Sequence[Tensor], share: float) -> list[Tensor]:
+def _greatest(values: Sequence[Tensor], share: float, absent: int = 0) -> list[Tensor]:
     """Whether each number is among a share of its row's that are greatest by size, bool [R, *shape]; equal ones all are, 0 never.
 
-    Shapes: of each weight, values [R, *shape].
+    The share is of these and of `absent` zeros. Shapes: of each weight, values [R, *shape].
     """
     sizes = [each.abs() for each in values]
     flat = torch.cat([each.flatten(1) for each in sizes], dim=1)
-    kept = max(1, round(share * flat.shape[1]))
+    kept = min(flat.shape[1], max(1, round(share * (flat.shape[1] + absent))))
     least = flat.kthvalue(flat.shape[1] - kept + 1, dim=1).values
     return [(each >= _beside(least, each)) & ~(each == 0) for each in sizes]  # NaN is among them
 

@@ -202,7 +202,7 @@ class Pruned(Parameters):
     Formula: after each update Ī ← β Ī + (1 − β) I and Ū ← β Ū + (1 − β) |I − Ī|, with I = |w · ∂loss/∂w| of each weight and β 0.85; a
     unit's score is the mean of Ī · Ū over its weights (of a rank: over its row of A, and over its column of B, added). After each
     `every` updates of a document half of the units that still learn stop, those of the lowest score, until the share `keep` is
-    left. Source: AdaLoRA, Zhang et al. 2023 (arXiv 2303.10512), whose adapters have a third factor, and whose ranks may come back.
+    left; where nothing is ever reset, of the whole stream. Source: AdaLoRA, Zhang et al. 2023 (arXiv 2303.10512), whose adapters have a third factor, and whose ranks may come back.
 
     Args:
         of: the choice that names the weights.
@@ -216,7 +216,8 @@ class Pruned(Parameters):
     def __init__(self, of: Parameters, keep: float = 0.25, every: int = 8) -> None:
         require(not isinstance(of, Pruned), "parameters.of", "be a choice that is not pruned itself", got="Pruned")
         require(0 < keep <= 1, "parameters.keep", "be above 0 and at most 1", got=keep)
-        require_at_least("parameters.every", 1, every)
+        because = " with adapters, whose first gradients say nothing of any rank" if of.are_adapters else ""
+        require_at_least("parameters.every", 2 if of.are_adapters else 1, every, because=because)
         self.of = of
         self.keep = keep
         self.every = every
@@ -295,7 +296,7 @@ class Matching(Parameters):
         self.blocks = blocks
 
     def prepare(self, model: PreTrainedModel) -> None:
-        wanted, of_block = range(0), _block_of_each_weight(model)
+        wanted, of_block = range(0), block_of_each_weight(model)
         if self.blocks is not None:
             count = len(blocks_of(model))
             first, last = (block + count if block < 0 else block for block in self.blocks)
@@ -342,7 +343,7 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{name}.{number}": block for number, block in enumerate(longest)}
 
 
-def _block_of_each_weight(model: nn.Module) -> dict[str, int]:
+def block_of_each_weight(model: nn.Module) -> dict[str, int]:
     """The number of each weight's block, by the weight's name, for weights that lie in a block."""
     return {
         f"{block}.{name}": number
@@ -356,4 +357,4 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 
 def _example_name(model: nn.Module) -> str:
-    return next(iter(_block_of_each_weight(model)), "")
+    return next(iter(block_of_each_weight(model)), "")

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlight.choices.memories import STATIC, DocumentMemory
+from dynlight.choices.parameters import block_of_each_weight
 from dynlight.choices.update import NeedsStatistics, Update
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.learning.carried import Memory, lengthened
@@ -130,7 +131,8 @@ class FlopCounter:
         with self._noting_failure():
             copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference or is_guided)
             self._cost = _cost_of(copied, context)
-            self._cost_without = cache(partial(_cost_of, copied, context))
+            above = cache(partial(_cost_of, copied, context))
+            self._cost_without = cache(partial(_cost_without, copied, context, above))
             self._elements = [weight.numel() for weight in copied.learned]
             if context.sinks:
                 first = copied.measure(context.sinks - 1, 1, 0)
@@ -150,7 +152,7 @@ class FlopCounter:
         flops = self._of(cut, updates, score.stopped)
         if made := sum(each for _, each in updates):
             for index in self._replayed(cut.index):
-                flops = flops.plus(self._count_again(index * self._context.segment), made)
+                flops = flops.plus(self._count_again(index * self._context.segment, score.stopped), made)
         if score.reread and score.segment.documents[row] not in score.segment.finished:
             flops = replace(flops, forward=flops.forward + len(learners) * sum(map(self._to_refresh, score.reread)))
         if self._is_own_reference:
@@ -183,9 +185,9 @@ class FlopCounter:
         memory, is_full = min(self._memory, cut.start), cut.start > self._memory
         return self._count(cut.context, cut.stop - cut.start, memory, is_full, updates, stopped)
 
-    def _count_again(self, start: int) -> Flops:
-        stop = start + self._context.segment
-        return self._cost(self._context.context(start, stop), stop - start, 0)
+    def _count_again(self, start: int, stopped: frozenset[int]) -> Flops:
+        stop, cost = start + self._context.segment, self._cost_without(stopped) if stopped else self._cost
+        return cost(self._context.context(start, stop), stop - start, 0)
 
     def _count_shape(
         self,
@@ -242,6 +244,9 @@ class EmptyModel:
         self._weights = InPlace(self._model, context)
         self._learns = learns
         self._has_reference = has_reference
+        of_names = block_of_each_weight(self._model)
+        learned = [name for name, weight in self._model.named_parameters() if weight.requires_grad]
+        self.blocks = [of_names.get(name) for name in learned]  # of each weight that learns; None: it is in none
 
     @property
     def learned(self) -> list[Tensor]:
@@ -344,6 +349,32 @@ def _cost_of(copied: EmptyModel, context: Context, stopped: frozenset[int] = fro
         return Flops(forward, activation, weight, static=static)
 
     return solved if all(solved(*shape) == measure(*shape) for shape in shapes) else measure
+
+
+def _cost_without(
+    copied: EmptyModel, context: Context, above: Callable[[frozenset[int]], Cost], stopped: frozenset[int]
+) -> Cost:
+    """The FLOPs of any shape where some of the learned weights learn no more.
+
+    The backward through activations depends on what learns in the lowest block where anything does, so it is measured once for
+    each such set. To a weight that is multiplied, a backward costs 2 for each of its numbers and tokens; where that is not all,
+    every set is measured.
+    """
+    lowest = next(place for place in range(len(copied.learned)) if place not in stopped)
+    own = copied.blocks[lowest]
+    below = frozenset(place for place in stopped if place < lowest or (own is not None and copied.blocks[place] == own))
+    far = 1_000_000_000
+    shape = context.context(far, far + context.segment), context.segment, context.memory or 0
+    of_weights = [2 * weight.numel() if weight.ndim == 2 else 0 for weight in copied.learned]
+    if copied.measure(*shape).weight != sum(of_weights) * sum(shape[:2]):
+        return cache(lambda context, scored, memory: copied.measure(context, scored, memory, stopped))
+    cost, apart = above(below), sum(of_weights[place] for place in stopped - below)
+
+    def without(context: int, scored: int, memory: int) -> Flops:
+        once = cost(context, scored, memory)
+        return replace(once, weight=once.weight - apart * (context + scored))
+
+    return without
 
 
 def _row(flops: Flops) -> np.ndarray:

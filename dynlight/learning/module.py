@@ -166,6 +166,9 @@ class DynamicEvaluation(LightningModule):
                 got=context.refresh, advice="choose another schedule or objective")  # fmt: skip
         self.refreshing = Refreshing(context)
         self.pruning = Pruning(self.learnable if self.rules else All(), model)
+        is_steady = not compile or not self.pruning.is_set or self.learnable.are_adapters
+        require(is_steady, "model.compile", "be false where modules are Pruned, each set of which would be compiled anew",
+                got=compile)  # fmt: skip
         self.failures = FinishStatic() if finishes and self.has_reference and not self.mixture else Stop()
         self.gradients = OwnGradients()
         self.fetch = Fetch()
@@ -296,7 +299,7 @@ class DynamicEvaluation(LightningModule):
         Returns of each row whether its gradients were finite; None: no update was made.
         """
         if committed is None or len(committed.by_static) == len(committed.rows):
-            self.weights.drop_gradients()
+            self.weights.give_up()
             return None
         if (gradients := early or self._gradients(segment, reading, reading, learners)) is None:
             self.weights.drop_gradients()
@@ -488,6 +491,7 @@ class DynamicEvaluation(LightningModule):
         self.teacher = self._teacher(together)
         if self.pruning.is_set:
             _ = self.flop_counter  # made now, as it copies the model while all that is to learn does
+            self.pruning.begin(self.weights)
         self.predictor.begin(together)
         self.clock = Clock(self.device)
         self._random_state = _random_state(self.device)
@@ -537,6 +541,10 @@ class DynamicEvaluation(LightningModule):
         if self.teacher_model is not None:
             self.teacher_model.eval()
 
+    def on_train_end(self) -> None:
+        if self.pruning.is_set:  # the model's weights are as they were given to it
+            self.weights.stop({})
+
     def on_train_epoch_end(self) -> None:
         # Documents are read once: a Trainer without max_epochs would begin again, on weights that have seen them.
         self.trainer.should_stop = True
@@ -544,6 +552,8 @@ class DynamicEvaluation(LightningModule):
     def release(self) -> None:
         """Frees the device of everything but the model, after a run has failed there."""
         self.score, self.fetch = None, Fetch()
+        if self.pruning.is_set and hasattr(self, "weights"):
+            self.weights.stop({})
         for name in ("weights", "optimizers_of_rules", "updater", "teacher"):
             vars(self).pop(name, None)
 

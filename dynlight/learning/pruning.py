@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynlight.choices.parameters import Parameters, Pruned
+from dynlight.choices.parameters import AdaptedLinear, Parameters, Pruned, adapters_of
+from dynlight.errors import require
 from dynlight.learning.weights import Owner, Weights
 
 _BETA = 0.85  # of both means, as in AdaLoRA
@@ -37,9 +38,16 @@ class Pruning:
     Args:
         parameters: which weights learn; nothing is pruned unless it says so.
         model: as they have prepared it.
+
+    Raises:
+        SettingError: if adapters of other layers than linear ones are to be pruned.
     """
 
     def __init__(self, parameters: Parameters, model: nn.Module) -> None:
+        if isinstance(parameters, Pruned):
+            others = {type(each).__name__ for each in adapters_of(model) if not isinstance(each, AdaptedLinear)}
+            require(not others, "parameters.of", "adapt linear maps alone to be pruned by rank", got=", ".join(sorted(others)),
+                    advice="name other targets")  # fmt: skip
         self._choice = parameters if isinstance(parameters, Pruned) and parameters.keep < 1 else None
         self._parts, self._units = _parts(model) if self._choice else ([], 0)
         self._rows: dict[Owner, _Row] = {}
@@ -65,22 +73,24 @@ class Pruning:
             if not learners[row]:
                 continue
             state = self._rows.setdefault(owner, _Row({}, {}, torch.ones(self._units, dtype=torch.bool)))
-            for place, gradient in gradients.items():
-                impact = (values[place][row] * gradient[row]).abs()
+            impacts = {place: (values[place][row] * gradient[row]).abs() for place, gradient in gradients.items()}
+            if not all(impact.sum().isfinite() for impact in impacts.values()):  # of these no update will be made
+                continue
+            for place, impact in impacts.items():
                 before = state.sensitivities.get(place, torch.zeros_like(impact))
                 mean = state.sensitivities[place] = _BETA * before + (1 - _BETA) * impact
                 before = state.uncertainties.get(place, torch.zeros_like(impact))
                 state.uncertainties[place] = _BETA * before + (1 - _BETA) * (impact - mean).abs()
-                self._blank(gradient[row], place, state)
+                self._blank(gradients[place][row], place, state)
 
     @torch.no_grad()
-    def after(self, weights: Weights, learners: Sequence[bool]) -> None:
-        """Counts an update of the rows that learn, stops units where it is time to, and lets stopped ranks say nothing."""
+    def after(self, weights: Weights, updated: Sequence[bool]) -> None:
+        """Counts an update of the rows that had one, stops units where it is time to, and lets stopped ranks say nothing."""
         if self._choice is None:
             return
         values = weights.values()
         for row, owner in enumerate(weights.owners):
-            if not learners[row] or owner not in self._rows:
+            if not updated[row] or owner not in self._rows:
                 continue
             state = self._rows[owner]
             state.updates += 1
@@ -89,6 +99,9 @@ class Pruning:
                 scores = self._scores(state).masked_fill(~state.learns, -1.0)  # a score is at least 0
                 state.learns = torch.zeros_like(state.learns)
                 state.learns[scores.sort(descending=True, stable=True).indices[:count]] = True
+                for errors in weights.errors:  # of what has stopped nothing is made good
+                    for place, error in enumerate(errors):
+                        self._blank(error[row], place, state)
             for place, part in enumerate(self._parts):
                 if part.axis == 1:
                     self._blank(values[place][row], place, state)
@@ -145,8 +158,13 @@ class Pruning:
 
     def go_on(self, weights: Weights) -> None:
         """Tells the weights which of them have stopped, in a run that is resumed."""
-        if self.is_set:
-            self._stop(weights)
+        if not self.is_set:
+            return
+        values = weights.values()
+        for state in self._rows.values():
+            for of_places in (state.sensitivities, state.uncertainties):
+                of_places |= {place: tensor.to(values[place].device) for place, tensor in of_places.items()}
+        self._stop(weights)
 
 
 def _parts(model: nn.Module) -> tuple[list[_Part], int]:

@@ -83,7 +83,8 @@ class Updater:
         """Makes one update from the gradients that were taken last; returns of each row whether they were finite."""
         of_rows: list[bool] = finite().tolist()
         self._weights.step(self._optimizers, of_rows, learners)
-        self._pruning.after(self._weights, learners)
+        updated = [learns and is_finite for learns, is_finite in zip(learners, of_rows, strict=True)]
+        self._pruning.after(self._weights, updated)
         return of_rows
 
     def learn_from(self, loss: Tensor) -> list[bool]:

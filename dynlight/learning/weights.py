@@ -150,7 +150,9 @@ class Weights(ABC):
         others = [row for row, learns in enumerate(learners) if not learns]
         for change, errors in zip(changes, self.errors, strict=True):
             before = [error[others] for error in errors]
-            change.change(RowGradients(self.gradients(), self.norms, errors))
+            gradients = self.gradients()
+            absent = sum(self.initial[place].numel() for place in self.left_out - gradients.keys())
+            change.change(RowGradients(gradients, self.norms, errors, absent))
             for error, kept in zip(errors, before, strict=True):
                 error[others] = kept
 
@@ -174,6 +176,12 @@ class Weights(ABC):
         """Forgets the gradients of the last backward."""
         for weight in self.learned:
             weight.grad = None
+
+    def give_up(self) -> None:
+        """Forgets gradients of which no update was made; what is no number of what they have left out is forgotten, too."""
+        self.drop_gradients()
+        for error in chain(*self.errors):
+            error.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     @abstractmethod
     def reset(self, documents: int, keep: float = 0.0) -> None:

@@ -6,12 +6,28 @@ from functools import partial
 import pytest
 import reference
 import torch
+from lightning.pytorch import Trainer
 from models import tiny
 from peft.tuners.adalora.layer import RankAllocator
-from running import as_ours, random_tokens, run
+from running import TRAINER, as_ours, document, random_tokens, run
 
-from dynlight import All, Clip, LoRA, Matching, Overlapping, Pruned, Records, SettingError, TransformerXL
-from dynlight.learning.flops import EmptyModel
+from dynlight import (
+    All,
+    Clip,
+    Compressed,
+    DocumentStream,
+    DynamicEvaluation,
+    LoRA,
+    Matching,
+    Overlapping,
+    Pruned,
+    Records,
+    ResetWeights,
+    SettingError,
+    Sparse,
+    TransformerXL,
+)
+from dynlight.learning.flops import EmptyModel, FlopCounter
 from dynlight.learning.pruning import Pruning
 
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((150, 33, 1, 110, 16))]
@@ -138,7 +154,7 @@ def test_scores_of_ranks_are_those_of_adalora():
 
 @pytest.mark.parametrize("together", [1, 4])
 @pytest.mark.parametrize("of", [LoRA(rank=3), Matching("mlp")], ids=str)
-@pytest.mark.parametrize("changes", [{"keep": 1.0, "every": 1}, {"keep": 0.1, "every": 1000}], ids=str)
+@pytest.mark.parametrize("changes", [{"keep": 1.0, "every": 2}, {"keep": 0.1, "every": 1000}], ids=str)
 def test_where_nothing_stops_it_is_the_choice_itself(of, changes, together):
     plain, pruned = (
         run(tiny(), DOCUMENTS, MEMORY, together=together, update=ADAM, parameters=each)
@@ -167,7 +183,10 @@ def test_flops_are_those_of_what_still_learns():
     of_weights = segments.weight_flops.tolist()
     assert of_weights[0] == of_weights[2] == 2 * of_weights[3] == 2 * of_weights[5] == 4 * of_weights[6]
     assert segments.update_flops[7] < segments.update_flops[0]
-    stopped = found.module.weights.stopped[0, 0]
+    learns = found.module.pruning._rows[0, 0].learns
+    parts = found.module.pruning._parts
+    stopped = {place for place, part in enumerate(parts) if not learns[part.first]}
+    assert all(weight.requires_grad for weight in found.module.weights.learned)  # as the model was given
     model = tiny()
     Matching("mlp").prepare(model)
     for place, weight in enumerate([weight for weight in model.parameters() if weight.requires_grad]):
@@ -177,10 +196,78 @@ def test_flops_are_those_of_what_still_learns():
 
 
 @pytest.mark.parametrize(
+    "gradient",
+    [[Sparse(0.1)], [Compressed(share=0.1), Clip(0.5)], [Compressed(bits=2), Sparse(0.3)], [Clip(0.1)]],
+    ids=lambda changes: ", ".join(map(str, changes)),
+)
+@pytest.mark.parametrize("of", [LoRA(rank=4), Matching("mlp"), All()], ids=str)
+def test_what_becomes_of_the_gradient_is_the_same_beside_others(of, gradient):
+    choices = {"parameters": Pruned(of, keep=0.2, every=2), "update": SGD, "gradient": gradient}
+    alone, beside = (run(tiny(), DOCUMENTS, MEMORY, together=together, **choices) for together in (1, 4))
+    for mine, other in zip(alone.nats, beside.nats, strict=True):
+        if mine:
+            torch.testing.assert_close(torch.cat(mine), torch.cat(other), rtol=1e-4, atol=1e-4)
+
+
+def test_a_document_without_nats_leaves_no_trace_where_nothing_is_reset():
+    for choices in ({"parameters": Pruned(LoRA(rank=4), keep=0.2, every=2)}, {"parameters": LoRA(rank=4)}):
+        model = tiny("qwen3")
+        model.model.embed_tokens.weight.data[60] = torch.nan
+        documents = [[token % 60 for token in tokens] for tokens in DOCUMENTS[:2]]
+        broken = [*documents[0][:40], 60, *documents[0][40:]]
+        more = {"update": SGD, "reset": ResetWeights("never"), "gradient": [Compressed(share=0.1)]}
+        found = run(model, [documents[0], broken, documents[1]], MEMORY, **more, **choices).module
+        assert [*found.failures.of_documents] == [1]
+        for row in found.pruning._rows.values():
+            assert all(mean.isfinite().all() for mean in row.sensitivities.values())
+
+
+def test_a_second_run_of_a_module_begins_as_the_first():
+    records = [Records(), Records()]
+    choices = {"parameters": Pruned(Matching("mlp"), keep=0.2, every=2), "update": SGD, "context": MEMORY}
+    module = DynamicEvaluation(tiny(), None, reference=None, **choices)
+    for each in records:
+        stream = DocumentStream.of([document(DOCUMENTS[0])], 1)
+        module.weights.reset(1) if hasattr(module, "weights") else None
+        Trainer(callbacks=[each], **TRAINER).fit(module, stream)
+    assert records[0].segments.nats.tolist() == records[1].segments.nats.tolist()
+
+
+def test_flops_without_weights_are_those_that_a_measurement_finds():
+    for of, context in ((Matching("mlp|attn"), MEMORY), (All(), Overlapping(16, 40)), (All(), MEMORY)):
+        model = tiny()
+        of.prepare(model)
+        counter = FlopCounter(model, context, [SGD])
+        copied = EmptyModel(model, context, learns=True, has_reference=False)
+        shape = context.context(999, 1015), 16, context.memory or 0
+        places = range(len(copied.learned))
+        for stopped in (frozenset(places[:3]), frozenset(places[2:9]), frozenset({0, 1, 5, len(places) - 1})):
+            assert counter._cost_without(stopped)(*shape) == copied.measure(*shape, stopped), (str(of), stopped)
+
+
+@pytest.mark.parametrize(
+    ("of", "model", "message"),
+    [
+        (
+            LoRA(targets=["embed_tokens", "q_proj"]),
+            "llama",
+            "parameters.of must adapt linear maps alone .*, got Embedding",
+        ),
+        (LoRA(rank=2), "mixtral", "parameters.of must adapt linear maps alone to be pruned by rank, got ParamWrapper"),
+    ],
+    ids=["embedding", "experts"],
+)
+def test_adapters_of_other_layers_are_refused(of, model, message):
+    with pytest.raises(SettingError, match=message):
+        run(tiny(model), DOCUMENTS, MEMORY, parameters=Pruned(of), update=SGD)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (partial(Pruned, All(), keep=0.0), "parameters.keep must be above 0 and at most 1, got 0.0"),
         (partial(Pruned, All(), every=0), "parameters.every must be at least 1, got 0"),
+        (partial(Pruned, LoRA(), every=1), "parameters.every must be at least 2 with adapters, whose first gradients"),
         (partial(Pruned, Pruned(All())), "parameters.of must be a choice that is not pruned itself, got Pruned"),
     ],
 )
