@@ -18,7 +18,7 @@ import dynlight
 from dynlight import report
 from dynlight.durable import write_text
 from dynlight.errors import SettingError
-from dynlight.recording.report import files, page
+from dynlight.recording.report import files, mixture_pictures, page
 from dynlight.recording.report.files import write
 from dynlight.recording.report.pictures import gain_by_position
 from dynlight.recording.report.ratios import bits_per_byte, nats_per_token, word_perplexity
@@ -515,3 +515,20 @@ def test_needs_no_torch_and_only_the_page_needs_slow_libraries():
     code += "import dynlight.report; assert 'matplotlib' in sys.modules; "
     code += "assert not {'torch', 'transformers', 'lightning'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code, dynlight.__path__[0]], check=True)
+
+
+def test_kinds_of_memories_have_colours_of_their_own_and_short_names():
+    names = [
+        "static",
+        "Adam(lr 0.1)",
+        "n-grams(3 to 4, concentration 2) over static",
+        "n-grams(3 to 4, concentration 2) over Adam(lr 0.1)",
+    ]
+    experts = [
+        {"name": names[0], "rule": None, "rate": None, "memory": None},
+        {"name": names[1], "rule": "Adam", "rate": 0.1, "memory": None},
+        *({"name": name, "rule": None, "rate": None, "memory": name} for name in names[2:]),
+        {"name": "cache(9) over static", "rule": None, "rate": None, "memory": "cache(9)"},
+    ]
+    assert len(set(mixture_pictures.expert_colours(experts))) == 5
+    assert [mixture_pictures._short(name) for name in names] == [*names[:2], "n-grams over static", "n-grams over Adam"]

@@ -1,5 +1,6 @@
 """The pictures of a mixture: bits per byte against rate, and the weight of each expert by position."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from dynlight.recording.report.tables import readable
 from dynlight.recording.report.text import number
 
 RULES = ("#1f5fb4", "#c65d07", "#2e8b57", "#8250a8")  # a colour for each rule, in turn
-STATIC, MEMORY = "#c9ced5", "#9a7b1c"
+MEMORIES = ("#9a7b1c", "#a0415d", "#3d7f7f")  # a colour for each kind of memory
+STATIC = "#c9ced5"
 
 
 def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, str]:
@@ -27,7 +29,7 @@ def pictures_of_experts(path: Path, table: pd.DataFrame, summary: dict[str, Any]
     """
     with style():
         drawn = {"shares": _draw_weights(*shares_by_position(path, table), summary)}
-        if any(expert["rule"] for expert in summary["experts"]):
+        if sum(bool(expert["rule"]) for expert in summary["experts"]) > 1:
             drawn["rates"] = _draw_rates(summary)
         return {name: svg_of(figure) for name, figure in drawn.items()}
 
@@ -77,7 +79,7 @@ def _draw_rates(summary: dict[str, Any]) -> Figure:
 
 def _draw_weights(starts: np.ndarray, weights: np.ndarray, summary: dict[str, Any]) -> Figure:
     figure, (axes,) = figure_with_axes(3.4)
-    names = [expert["name"] for expert in summary["experts"]]
+    names = [_short(expert["name"]) for expert in summary["experts"]]
     places = np.linspace(0, len(starts) - 1, min(POINTS, len(starts))).round().astype(int)
     colours = expert_colours(summary["experts"])
     axes.stackplot(starts[places], weights[:, places], colors=colours, linewidth=0)
@@ -95,9 +97,11 @@ def _draw_weights(starts: np.ndarray, weights: np.ndarray, summary: dict[str, An
 
 
 def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
-    """Give the static model grey, each rule a colour, the darker the higher the rate, and memories one, in their order."""
+    """Give the static model grey, each rule a colour, the darker the higher the rate, and each kind of memory one."""
     rules = list(dict.fromkeys(expert["rule"] for expert in experts if expert["rule"]))
-    memories = [expert["name"] for expert in experts if expert.get("memory")]
+    memories = [_kind(expert) for expert in experts if expert.get("memory")]
+    kinds = list(dict.fromkeys(memories))
+    of_kinds: Counter[str] = Counter()
     colours = []
     for expert in experts:
         if expert["rule"]:
@@ -105,10 +109,24 @@ def expert_colours(experts: list[dict[str, Any]]) -> list[str]:
             colour = RULES[rules.index(expert["rule"]) % len(RULES)]
             colours.append(_shade(colour, (rates.index(expert["rate"]) + 1) / len(rates)))
         elif expert.get("memory"):
-            colours.append(_shade(MEMORY, (memories.index(expert["name"]) + 1) / len(memories)))
+            kind = _kind(expert)
+            of_kinds[kind] += 1
+            colour = MEMORIES[kinds.index(kind) % len(MEMORIES)]
+            colours.append(_shade(colour, of_kinds[kind] / memories.count(kind)))
         else:
             colours.append(STATIC)
     return colours
+
+
+def _kind(expert: dict[str, Any]) -> str:
+    """What a memory is, without its settings."""
+    return str(expert["memory"]).partition("(")[0]
+
+
+def _short(name: str) -> str:
+    """An expert's name without its settings where it has a base, too: `n-grams over Adam`."""
+    parts = name.split(" over ")
+    return name if len(parts) == 1 else " over ".join(part.partition("(")[0] for part in parts)
 
 
 def _shade(colour: str, depth: float) -> str:
