@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynlight.documents.segments import Context
     from dynlight.errors import SettingError
     from dynlight.learning.module import DynamicEvaluation
+    from dynlight.learning.processes.compression import CompressedGradients, compressed_hook
     from dynlight.learning.processes.gradients import PowerSGD
     from dynlight.learning.stream import DocumentStream
     from dynlight.recording.progress import DocumentProgress
@@ -31,6 +32,7 @@ _MODULES = {
     "Anchored": "choices.objective",
     "Clip": "choices.gradient",
     "Compressed": "choices.gradient",
+    "CompressedGradients": "learning.processes.compression",
     "Context": "documents.segments",
     "Distilled": "choices.objective",
     "Document": "documents.document",
@@ -63,6 +65,7 @@ _MODULES = {
     "Surprising": "choices.objective",
     "TransformerXL": "choices.context",
     "UpdateFrequency": "choices.schedule",
+    "compressed_hook": "learning.processes.compression",
 }
 # Modules of version 0.1.0, by which a configuration of its runs may name a class: `dynlight.strategies.PowerSGD`.
 _EARLIER = ("context", "flops", "mixture", "parameters", "progress", "records", "schedule", "strategies", "updates")

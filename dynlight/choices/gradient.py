@@ -125,7 +125,7 @@ class Compressed(Gradient):
     Formula: u = e + g; g ← C(u); e ← u − g, with e = 0 at first and, without feedback, always. Of each weight tensor, C keeps
     the round(share · n) of n numbers that are greatest by size; or rounds to `bits`: of 1 to sign(u) · mean|u|, of more to
     2^bits − 1 even levels from −max|u| to max|u|. In several processes (`ddp`) it is the average that is compressed, which
-    saves nothing: for that there is `PowerSGD`. Source: Stich et al. 2018 (arXiv 1809.07599), Karimireddy et al. 2019 (arXiv
+    saves nothing: for that there is the hook `compressed_hook`. Source: Stich et al. 2018 (arXiv 1809.07599), Karimireddy et al. 2019 (arXiv
     1901.09847).
 
     Args:

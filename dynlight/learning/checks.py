@@ -13,6 +13,7 @@ from dynlight.choices.parameters import blocks_of
 from dynlight.choices.reset import ResetWeights
 from dynlight.choices.update import NeedsStatistics, Update, is_elementwise, new_optimizer
 from dynlight.errors import SettingError, require
+from dynlight.learning.processes.compression import CompressedGradients
 from dynlight.learning.processes.processes import way_of
 from dynlight.learning.statistics import check_statistics
 
@@ -159,14 +160,15 @@ def _check_hook(strategy: Any) -> None:
     if getattr(strategy._ddp_comm_hook, "__name__", "") == "bf16_compress_hook":
         raise SettingError(
             "trainer.strategy.ddp_comm_hook",
-            "be fp16_compress_hook or powerSGD_hook on CPU",
+            "be fp16_compress_hook, powerSGD_hook or dynlight.compressed_hook on CPU",
             got="bf16_compress_hook, which torch has on CUDA alone",
         )
-    waits = getattr(strategy._ddp_comm_hook, "__module__", "") == PowerSGDState.__module__
+    module = getattr(strategy._ddp_comm_hook, "__module__", "")
+    waits = module in (PowerSGDState.__module__, CompressedGradients.__module__)
     if waits and strategy._ddp_kwargs.get("bucket_cap_mb") is None:
         raise SettingError(
             "trainer.strategy",
-            "send all gradients at once with PowerSGD on CPU, where several parts would wait for each other",
+            "send all gradients at once with this hook on CPU, where several parts would wait for each other",
             got="no bucket_cap_mb",
             advice="set trainer.strategy.init_args.bucket_cap_mb: 1000",
         )

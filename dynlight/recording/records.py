@@ -202,6 +202,7 @@ def _describe_run(trainer: Trainer, module: DynamicEvaluation) -> dict[str, Any]
         "protocol": module.protocol,
         "experts": [asdict(expert) for expert in module.experts] if module.mixture is not None else None,
         "processes": trainer.world_size,
+        "gradient_bytes": module.gradients.bytes_sent,
         "together": stream_of(trainer).together,
         "parameters": sum(weight.numel() for weight in weights),
         "learned_parameters": sum(weight.numel() for weight in weights if weight.requires_grad),

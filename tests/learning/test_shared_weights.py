@@ -35,11 +35,15 @@ def hook(path, state=None):
 
 
 POWER = {"class_path": "dynlight.PowerSGD", "init_args": {"rank": 4}}
+FEW = {"class_path": "dynlight.CompressedGradients", "init_args": {"share": 0.05}}
+TWO_BITS = {"class_path": "dynlight.CompressedGradients", "init_args": {"bits": 2}}
 STRATEGIES = {
     "ddp": "ddp",
     "whole": hook(f"{HOOKS}.default_hooks.allreduce_hook"),
     "bf16": hook("meddling.bf16_hook"),
     "power_sgd": hook(f"{HOOKS}.powerSGD_hook.powerSGD_hook", POWER),
+    "few": hook("dynlight.compressed_hook", FEW),
+    "two_bits": hook("dynlight.compressed_hook", TWO_BITS),
     "failing": "ddp",
 }
 
@@ -113,7 +117,7 @@ def test_the_receipt_follows_what_another_process_learned(runs):
 def test_compressed_gradients_send_less_and_learn_nearly_as_much(runs, record_property):
     folder, statuses = runs
     sent, nats = {}, {}
-    for name in ("whole", "bf16", "power_sgd"):
+    for name in ("whole", "bf16", "power_sgd", "few", "two_bits"):
         assert [each[name] for each in statuses] == [0, 0]
         sent[name] = int((folder / f"{name}.bytes").read_text())
         summary = json.loads((folder / name / "summary.json").read_text())
@@ -122,9 +126,13 @@ def test_compressed_gradients_send_less_and_learn_nearly_as_much(runs, record_pr
         print(name, f"{sent[name]:,} bytes, {nats[name]:.4f} nats per token (static {static:.4f})")
     assert sent["bf16"] * 2 == sent["whole"] > 1_000_000
     assert sent["power_sgd"] < 0.5 * sent["whole"]
-    for name in ("bf16", "power_sgd"):
+    for name, share in (("few", 0.1), ("two_bits", 1 / 16)):
+        counted = json.loads((folder / name / "run.json").read_text())["gradient_bytes"]
+        assert counted["whole"] == sent["whole"]
+        assert counted["sent"] == pytest.approx(share * counted["whole"], rel=0.01)
+    for name, kept in (("bf16", 0.8), ("power_sgd", 0.8), ("few", 0.9), ("two_bits", 0.4)):
         assert nats[name] != nats["whole"]
-        assert static - nats[name] > 0.8 * (static - nats["whole"])
+        assert static - nats[name] > kept * (static - nats["whole"])
 
 
 @pytest.mark.slow

@@ -493,11 +493,11 @@ KNOWN_BEFORE_LOADING = {
     ),
     "a hook for CUDA": (
         {"trainer.strategy": hooked("default_hooks.bf16_compress_hook"), "trainer.devices": 2, "reset.every": "never"},
-        "trainer.strategy.ddp_comm_hook must be fp16_compress_hook or powerSGD_hook on CPU, got bf16_compress_hook, ...",
+        "trainer.strategy.ddp_comm_hook must be fp16_compress_hook, powerSGD_hook or dynlight.compressed_hook on CPU, got bf16_compress_hook, ...",
     ),
     "a hook that waits": (
         {"trainer.strategy": hooked("powerSGD_hook.powerSGD_hook"), "trainer.devices": 2, "reset.every": "never"},
-        "trainer.strategy must send all gradients at once with PowerSGD on CPU, where several parts would wait for each "
+        "trainer.strategy must send all gradients at once with this hook on CPU, where several parts would wait for each "
         "other, got no bucket_cap_mb; set trainer.strategy.init_args.bucket_cap_mb: 1000",
     ),
     "weights in parts of another kind": (

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.nn.parallel import DistributedDataParallel
 
+from dynlight.learning.processes.compression import CompressedGradients
+
 
 class LearnsTogether(Protocol):
     """What learns from an average of gradients."""
@@ -33,6 +35,11 @@ class OwnGradients:
 
     are_shared = False  # whether other processes learn from them too
 
+    @property
+    def bytes_sent(self) -> dict[str, int] | None:
+        """Bytes of gradients that this process has sent, and that whole ones would have been; None: they are not counted."""
+        return None
+
     def end_round(self, learner: LearnsTogether) -> None:
         """Ends a round, in which each process has read a segment."""
 
@@ -51,12 +58,20 @@ class GradientAverage(OwnGradients, Callback):
 
     def __init__(self) -> None:
         self._learners: int | None = None  # n of this round, once it is known
+        self._compressed: CompressedGradients | None = None
+
+    @property
+    def bytes_sent(self) -> dict[str, int] | None:
+        state = self._compressed
+        return None if state is None else {"sent": state.bytes_sent, "whole": state.bytes_whole}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
         assert isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)
         # Nothing changes the buffers; DDP would send them in those processes alone that make a backward.
         strategy.model.broadcast_buffers = False
+        if isinstance(strategy._ddp_comm_state, CompressedGradients):
+            self._compressed = strategy._ddp_comm_state
         hook, wrapper = strategy._ddp_comm_hook, strategy._ddp_comm_wrapper
         if hook is not None and strategy.root_device.type == "cpu":  # where Lightning leaves the hook out
             hook = hook if wrapper is None else wrapper(hook)
