@@ -6,23 +6,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynlight.documents.segments import Segment
 from dynlight.learning.finished import Failure, Finished
-from dynlight.learning.forward import Keeps
+from dynlight.learning.forward import Keeps, Reading
 from dynlight.learning.weights import Weights
-
-
-class Head(NamedTuple):
-    """What a forward makes of a row's first tokens: nats [S], and where they are kept logits [S, V] and states [S, H]."""
-
-    nats: Tensor
-    logits: Tensor | None
-    states: Tensor | None
 
 
 class Stop:
@@ -120,19 +112,19 @@ class FinishStatic(Stop):
 
 
 @torch.no_grad()
-def readable(weights: Weights, segment: Segment, row: int, keeps: Keeps = ()) -> Head:
-    """What a row's tokens are before the first at which the learned weights give NaN.
+def readable(weights: Weights, segment: Segment, row: int, keeps: Keeps = ()) -> Reading:
+    """The reading of a row's tokens before the first at which the learned weights give NaN: [S, …], without an axis of rows.
 
     A NaN at one token can leak to earlier ones (0 · NaN is NaN under a mask). To decide from earlier tokens only, the
     longest head of the segment whose nats are all numbers is found by bisection.
     """
     nothing = torch.empty(0, device=segment.targets.device)
-    found, unreadable = Head(nothing, nothing, nothing), segment.targets.shape[1]
+    found, unreadable = Reading(nothing, None, logits=nothing, states=nothing), segment.targets.shape[1]
     while unreadable - len(found.nats) > 1:
         length = (len(found.nats) + unreadable) // 2
         reading = weights.score(segment.head(length), keeps=keeps, plain=True)  # each length would be compiled anew
         if reading.nats[row].isnan().any():
             unreadable = length
         else:
-            found = Head(reading.nats[row], **reading.kept_of(row, slice(None)))
+            found = Reading(reading.nats[row], None, **reading.kept_of(row, slice(None)))
     return found

@@ -130,8 +130,8 @@ class FlopCounter:
         self._update_flops = [math.nan for _ in rules]
         with self._noting_failure():
             copied = EmptyModel(model, context, learns=bool(rules), has_reference=has_reference or is_guided)
-            self._cost = _cost_of(copied, context)
             above = cache(partial(_cost_of, copied, context))
+            self._cost = above(frozenset())
             self._cost_without = cache(partial(_cost_without, copied, context, above))
             self._elements = [weight.numel() for weight in copied.learned]
             if context.sinks:

@@ -48,6 +48,7 @@ class Alone:
 
     keeps: Keeps = ()  # what the readings that it predicts from must keep
     keeps_static: Keeps = ()
+    memories = Remembering((), 0)  # none
 
     def begin(self, documents: int) -> None:
         """Gives each expert its first weight, for the `documents` documents that begin."""

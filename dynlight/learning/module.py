@@ -207,9 +207,8 @@ class DynamicEvaluation(LightningModule):
             static = self._fetched(self._score_static(segment))
         taught = self._fetched(self._score_teacher(segment))
         with self.clock("scoring"):
-            rows = self._fetched(
-                self._score(segment, static, taught)
-            )  # the one forward, with a graph if an update is due
+            # The one forward, with a graph if an update is due.
+            rows = self._fetched(self._score(segment, static, taught))
             assert rows is not None, "rows are always read"
         with self.clock("learning"):
             waits = self.gradients.are_shared or self.trigger.is_set
@@ -230,10 +229,9 @@ class DynamicEvaluation(LightningModule):
 
     def _score_static(self, segment: Segment) -> Reading | None:
         """What θ0 makes of the segment, if it is the reference, or learning is guided by it."""
-        is_guide = bool(self.rules) and self.objective.guide == "initial"
-        if not (self.has_reference or is_guide):
+        if not (self.has_reference or self.is_guided):
             return None
-        guides = is_guide and self.update_due
+        guides = self.is_guided and self.update_due
         return self.weights.score_static(
             segment, keeps={*self.predictor.keeps_static, *(("logits",) if guides else ())}
         )
@@ -403,7 +401,7 @@ class DynamicEvaluation(LightningModule):
     @property
     def experts(self) -> list[Expert]:
         """What scores each document: the static model, if it is an expert of a mixture, then each rule and memory."""
-        memories = self.predictor.memories.experts if isinstance(self.predictor, Mixed) else []
+        memories = self.predictor.memories.experts
         return experts_of(self.optimizers_of_rules, self.has_static_expert, self.has_teacher_expert, memories)
 
     @property
@@ -426,7 +424,7 @@ class DynamicEvaluation(LightningModule):
             self.is_guided,
             self.reference is not None and not self.rules and bool(self.memories),
             self.objective.replayed,
-            self.predictor.memories.experts if isinstance(self.predictor, Mixed) else (),
+            self.predictor.memories.experts,
         )
 
     @cached_property

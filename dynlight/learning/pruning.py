@@ -77,10 +77,8 @@ class Pruning:
             if not all(impact.sum().isfinite() for impact in impacts.values()):  # of these no update will be made
                 continue
             for place, impact in impacts.items():
-                before = state.sensitivities.get(place, torch.zeros_like(impact))
-                mean = state.sensitivities[place] = _BETA * before + (1 - _BETA) * impact
-                before = state.uncertainties.get(place, torch.zeros_like(impact))
-                state.uncertainties[place] = _BETA * before + (1 - _BETA) * (impact - mean).abs()
+                mean = state.sensitivities[place] = _smoothed(state.sensitivities.get(place), impact)
+                state.uncertainties[place] = _smoothed(state.uncertainties.get(place), (impact - mean).abs())
                 self._blank(gradients[place][row], place, state)
 
     @torch.no_grad()
@@ -88,7 +86,7 @@ class Pruning:
         """Counts an update of the rows that had one, stops units where it is time to, and lets stopped ranks say nothing."""
         if self._choice is None:
             return
-        values = weights.values()
+        values, has_stopped = weights.values(), False
         for row, owner in enumerate(weights.owners):
             if not updated[row] or owner not in self._rows:
                 continue
@@ -99,13 +97,15 @@ class Pruning:
                 scores = self._scores(state).masked_fill(~state.learns, -1.0)  # a score is at least 0
                 state.learns = torch.zeros_like(state.learns)
                 state.learns[scores.sort(descending=True, stable=True).indices[:count]] = True
+                has_stopped = True
                 for errors in weights.errors:  # of what has stopped nothing is made good
                     for place, error in enumerate(errors):
                         self._blank(error[row], place, state)
             for place, part in enumerate(self._parts):
                 if part.axis == 1:
                     self._blank(values[place][row], place, state)
-        self._stop(weights)
+        if has_stopped:
+            self._stop(weights)
 
     def _blank(self, values: Tensor, place: int, state: _Row) -> None:
         """Sets to 0 what a weight, or its gradient, has of units that have stopped."""
@@ -165,6 +165,11 @@ class Pruning:
             for of_places in (state.sensitivities, state.uncertainties):
                 of_places |= {place: tensor.to(values[place].device) for place, tensor in of_places.items()}
         self._stop(weights)
+
+
+def _smoothed(before: Tensor | None, value: Tensor) -> Tensor:
+    """β · before + (1 − β) · value; before the first value stands 0."""
+    return (1 - _BETA) * value if before is None else _BETA * before + (1 - _BETA) * value
 
 
 def _parts(model: nn.Module) -> tuple[list[_Part], int]:
