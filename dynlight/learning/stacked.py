@@ -72,8 +72,7 @@ class Stacked(Weights):
         self.reason_against_batch = reason_against_rows(model, context, learnable, self._batch)
         if self.reason_against_batch is not None:
             put_in_rows(model, [], self._batch)
-            self._names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-            reason = reason_against_rows_alone(model, context, self._names, self.learned)
+            reason = reason_against_rows_alone(model, context, self.names, self.learned)
             must = f"be 1, without rates and mixture, for {model.config.model_type}, {reason}"
             require(reason is None, "data.together", must, got=documents)
         self.reset(documents)
@@ -99,7 +98,7 @@ class Stacked(Weights):
         spread = segment.changed(self._spread)
         beside = None if guide is None else guide._replace(logits=self._spread(guide.logits))
         if self.reason_against_batch is not None:
-            return read_alone(self.model, self._names, self.learned, spread, self.memory, self.context, beside, keeps)
+            return read_alone(self.model, self.names, self.learned, spread, self.memory, self.context, beside, keeps)
         with self._batch.of(spread.inputs):
             return self._read(spread, self.memory, beside, keeps, plain)
 

@@ -59,6 +59,8 @@ class Weights(ABC):
         self.model = model
         self.context = context
         self._nats_of = nats_function(model, compile)
+        # Of the learned weights; taken first, as modules in rows may hold theirs under others.
+        self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         self.memory: Memory = None
         self.static_memory: Memory = None
         self.errors, self.earlier = [], []
@@ -130,6 +132,11 @@ class Weights(ABC):
     @abstractmethod
     def values(self) -> list[Tensor]:
         """The rows of each learned weight, [R, *shape], in place."""
+
+    def learned_by(self, owner: Owner) -> dict[str, Tensor]:
+        """The learned weights of a row by their names, in place."""
+        row = self.owners.index(owner)
+        return {name: rows[row] for name, rows in zip(self.names, self.values(), strict=True)}
 
     def stop(self, stopped: Mapping[Owner, frozenset[int]]) -> None:
         """Lets these weights of rows learn no more, and all others learn."""

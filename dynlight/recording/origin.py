@@ -22,6 +22,7 @@ _ADDED = {
     "context.refresh": "None",
     "context.sinks": "0",
     "gradient": "None",
+    "keep": "None",
     "memories": "None",
     "model.gguf_file": "None",
     "objective.class_path": "dynlight.NextToken",

@@ -29,6 +29,7 @@ from dynlight.errors import SettingError, require
 from dynlight.learning.checks import check_precision
 from dynlight.learning.stream import DocumentStream
 from dynlight.recording.checkpoint import CheckpointPeriod
+from dynlight.recording.kept import Keep
 from dynlight.running.messages import ConfigFile, one_line, setting_names
 from dynlight.running.pretrained import Pretrained
 
@@ -90,6 +91,7 @@ def parser() -> ArgumentParser:
     settings.set_defaults({"trainer.logger": False, "trainer.devices": 1})
     settings.add_argument("--on_failure", type=Literal["stop", "static"], default="stop")
     settings.add_argument("--checkpoint", type=CheckpointPeriod | None, default={"minutes": 5.0})
+    settings.add_argument("--keep", type=Keep | Literal["adapters", "weights"] | None, default=None)
     settings.add_argument("--seed", type=int, default=0)
     settings.add_argument("--out", type=str | None, default=None)
     settings.add_argument("--overwrite", type=bool, default=False)

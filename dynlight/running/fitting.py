@@ -22,6 +22,7 @@ from dynlight.learning.processes.board import ProcessFailedError
 from dynlight.learning.processes.processes import may_checkpoint, share_of, way_of
 from dynlight.learning.stream import DocumentStream
 from dynlight.recording.checkpoint import Checkpoint
+from dynlight.recording.kept import Keep, Kept
 from dynlight.recording.loggers import close_loggers, open_loggers, place_loggers, watch
 from dynlight.recording.origin import Origin, settings_of
 from dynlight.recording.progress import DocumentProgress
@@ -81,7 +82,9 @@ class _Fitting:
         self._records = Records(folder, {"name": folder.name, "command": command}, resumes)
         receipt = Receipt(folder, resumes)
         self._checkpoint = Checkpoint(folder, receipt, self._run.choices.checkpoint, signals)
-        meters = [FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), self._checkpoint]
+        self._keep = Keep.of(self._run.choices.keep)
+        kept = [] if self._keep is None else [Kept(folder, self._keep)]
+        meters = [FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), *kept, self._checkpoint]
         self._trainer = make_trainer(self._run.choices.trainer, meters, folder)
         self.onlookers = Onlookers(self._run.choices.trainer.callbacks or [], signals)
         watch(self._trainer.loggers)
@@ -94,6 +97,8 @@ class _Fitting:
         Nothing is written, and no weights are loaded but for a trial of how many documents fit together.
         """
         self._run.check(self._trainer)
+        if self._keep is not None:
+            self._keep.check(self._run.outline, self._trainer)
         stream = self._run.stream()
         if stream.together == "auto" and self._trainer.is_global_zero:  # the first process tells the others the number
             self._choose_together(stream)

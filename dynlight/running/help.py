@@ -39,7 +39,7 @@ around them
                     strategy (document_parallel, model_parallel), num_nodes,
                     logger, callbacks
   on_failure        of a document whose numbers go wrong: stop, or static
-  checkpoint        minutes between two checkpoints; null: none
+  checkpoint, keep  minutes between two checkpoints; adapters or weights
   seed              of everything random
   out, overwrite    the run's folder (default: runs/<name of the file>), and
                     whether to replace it

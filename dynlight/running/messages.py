@@ -45,6 +45,7 @@ _CLASSES = (*_BASES, "update", "trainer.logger")
 # What a few settings may be besides their type.
 _EXPECTED = {
     "model.compile": "true, false or reduce-overhead",
+    "keep": "adapters, weights, or {what: adapters, at: 64}",
     "schedule.every": "a whole number, a mapping of segments to periods, or never",
     "teacher": "null, or {class_path: Pretrained, init_args: {pretrained: …}}",
     "trainer.callbacks": "a list of Lightning's callbacks, each with its class_path",

@@ -177,7 +177,8 @@ def test_the_choices_of_readme_are_sections():
 def left(tmp_path_factory, library):
     """The folder of a finished run of a mixture, which leaves every file there is."""
     folder = tmp_path_factory.mktemp("left") / "out"
-    config = configuration(library / "model", f"{library}/documents/*.txt", folder) | {"update": None, "mixture": {}}
+    config = configuration(library / "model", f"{library}/documents/*.txt", folder)
+    config |= {"update": None, "mixture": {}, "keep": "weights"}
     (folder.parent / "run.yaml").write_text(yaml.safe_dump(config), "utf-8")
     assert fit.main(["--config", str(folder.parent / "run.yaml")]) == 0
     return folder

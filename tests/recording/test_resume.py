@@ -89,6 +89,7 @@ CHOICES = {
         "parameters": {"class_path": "LoRA", "init_args": {"rank": 2}},
         "update": {"class_path": "AdamW", "init_args": {"lr": 0.01}},
         "schedule": {"every": {0: 1, 2: 2}},
+        "keep": "adapters",
     },
     "carried on": {
         "update": {"class_path": "SGD", "init_args": {"lr": 0.02, "momentum": 0.9}},
@@ -118,6 +119,7 @@ CHOICES = {
     "mixture": {
         "update": {"class_path": "AdamW", "init_args": {}},
         "rates": [0.001, 0.01],
+        "keep": {"what": "weights", "at": 3},
         "data.together": 2,
     },
     "teacher": {
@@ -202,7 +204,10 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, librar
     torch.manual_seed(1)  # other random numbers were drawn in between
     assert run("--resume", tmp_path / "out", stop=4)[0] == 143
     assert run("--resume", tmp_path / "out")[0] == 0
-    assert_same(tmp_path / "whole", tmp_path / "out", SAME[:3] + ["experts.parquet"] * ("rates" in changes))
+    kept = [str(file.relative_to(tmp_path / "whole")) for file in tmp_path.glob("whole/kept/**/*.*") if file.is_file()]
+    assert bool(kept) == ("keep" in changes)
+    experts = ["experts.parquet"] * ("rates" in changes)
+    assert_same(tmp_path / "whole", tmp_path / "out", [*SAME[:3], *experts, *kept])
 
 
 @pytest.fixture
