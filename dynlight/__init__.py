@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dynlight.recording.records import Records
     from dynlight.recording.series import FlopsLogger
     from dynlight.running.pretrained import Pretrained
+    from dynlight.using.reader import Reader
 
 # Each public name and its module; imported when asked for, so that what needs no torch (the report) starts at once.
 _MODULES = {
@@ -57,6 +58,7 @@ _MODULES = {
     "Pretrained": "running.pretrained",
     "Pruned": "choices.parameters",
     "RMSDynamic": "choices.update",
+    "Reader": "using.reader",
     "Records": "recording.records",
     "Replayed": "choices.objective",
     "ResetWeights": "choices.reset",

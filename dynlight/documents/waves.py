@@ -109,6 +109,15 @@ def segments(wave: Wave, context: Context, skip: int = 0, fills: bool = False) -
         yield _segment(tuple(document for document in wave if len(document) > cut.start), cut, sequences, context)
 
 
+def segments_behind(document: Document, tokens: range, index: int, context: Context) -> Iterator[Segment]:
+    """The segments of these tokens of a document, the first of them with this index, and cut at the first token."""
+    sequence = torch.cat([document.tokens.new_tensor([document.prefix]), document.tokens])
+    for cut in context.cuts(len(tokens)):
+        first, stop = tokens.start + cut.start, tokens.start + cut.stop
+        own = Cut(index + cut.index, first, stop, context.context(first, stop))
+        yield _segment((document,), own, [sequence], context)
+
+
 def earlier_segment(segment: Segment, index: int, context: Context) -> Segment:
     """The segment of an earlier index of the same documents, on the host."""
     start = index * context.segment

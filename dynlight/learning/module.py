@@ -178,6 +178,9 @@ class DynamicEvaluation(LightningModule):
         self.totals = Totals()
         self.takes_digests = digests
         self.compile_mode = compile
+        self.goes_on = (
+            False  # whether the next Trainer.fit begins with what the last one has learned, as of a text that goes on
+        )
         self.updates_due = 1  # how many to make from the present segment; the schedule sets it
         self.score: Score | None = None  # of the present segment; None: all documents of it have stopped
         # Updates are made by training_step itself: Lightning's own loop would scale the loss that callbacks see.
@@ -459,6 +462,8 @@ class DynamicEvaluation(LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """An optimizer for each rule's weights; Lightning calls this once the model lies on its device."""
+        if self.goes_on:
+            return self.optimizers_of_rules
         together = int(stream_of(self.trainer).together)
         self.weights: Weights
         with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
@@ -540,7 +545,7 @@ class DynamicEvaluation(LightningModule):
             self.teacher_model.eval()
 
     def on_train_end(self) -> None:
-        if self.pruning.is_set:  # the model's weights are as they were given to it
+        if self.pruning.is_set and not self.goes_on:  # the model's weights are as they were given to it
             self.weights.stop({})
 
     def on_train_epoch_end(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any
 
@@ -19,7 +20,7 @@ from dynlight.learning.fetch import Fetch
 from dynlight.learning.forward import Guide, Keeps, Reading, read_alone
 from dynlight.learning.rows import Batch, put_in_rows
 from dynlight.learning.trial import reason_against_rows, reason_against_rows_alone
-from dynlight.learning.weights import Weights, all_finite
+from dynlight.learning.weights import Owner, Weights, all_finite
 
 
 class Stacked(Weights):
@@ -108,14 +109,11 @@ class Stacked(Weights):
     @torch.no_grad()
     def score_static(self, segment: Segment, keeps: Keeps = ()) -> Reading:
         memory = self.static_memory
-        self._switch_adapters(False)
-        try:
+        with self.under_initial():
             if self.reason_against_batch is None:
                 reading = self._read(segment, memory, keeps=keeps)
             else:
                 reading = read_alone(self.model, [], [], segment, memory, self.context, keeps=keeps)
-        finally:
-            self._switch_adapters(True)
         self.static_memory = reading.memory
         return reading
 
@@ -124,6 +122,25 @@ class Stacked(Weights):
 
     def values(self) -> list[Tensor]:
         return [stack.detach() for stack in self.learned]
+
+    @contextmanager
+    def under_initial(self) -> Iterator[None]:
+        self._switch_adapters(False)
+        try:
+            yield
+        finally:
+            self._switch_adapters(True)
+
+    @contextmanager
+    def put_in_model(self, owner: Owner) -> Iterator[None]:
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for weight, learned in zip(weights, self.learned_by(owner).values(), strict=True):
+            weight.data = learned
+        try:
+            yield
+        finally:
+            for weight, initial in zip(weights, self.initial, strict=True):
+                weight.data = initial
 
     def norms(self) -> Tensor:
         squares = [gradient.flatten(1).pow(2).sum(dim=1) for gradient in self.gradients().values()]

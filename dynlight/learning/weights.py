@@ -10,7 +10,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -138,6 +138,14 @@ class Weights(ABC):
         row = self.owners.index(owner)
         return {name: rows[row] for name, rows in zip(self.names, self.values(), strict=True)}
 
+    @abstractmethod
+    def put_in_model(self, owner: Owner) -> AbstractContextManager[None]:
+        """Within the block the model reads with a row's weights where nothing else is said, as in `model.generate`."""
+
+    @abstractmethod
+    def under_initial(self) -> AbstractContextManager[None]:
+        """Within the block the model reads with θ0."""
+
     def stop(self, stopped: Mapping[Owner, frozenset[int]]) -> None:
         """Lets these weights of rows learn no more, and all others learn."""
         self.stopped = dict(stopped)
@@ -246,7 +254,7 @@ class InPlace(Weights):
 
     @torch.no_grad()
     def score_static(self, segment: Segment, keeps: Keeps = ()) -> Reading:
-        with self._under_initial():
+        with self.under_initial():
             reading = self._read(segment, self.static_memory, keeps=keeps)
         self.static_memory = reading.memory
         return reading
@@ -259,6 +267,9 @@ class InPlace(Weights):
 
     def values(self) -> list[Tensor]:
         return [weight.detach()[None] for weight in self.learned]
+
+    def put_in_model(self, owner: Owner) -> AbstractContextManager[None]:
+        return nullcontext()  # they are there
 
     def stop(self, stopped: Mapping[Owner, frozenset[int]]) -> None:
         super().stop(stopped)
@@ -330,7 +341,7 @@ class InPlace(Weights):
         self.earlier = [restored(memory, self.model.device) for memory in state.get("earlier", [])]
 
     @contextmanager
-    def _under_initial(self) -> Iterator[None]:
+    def under_initial(self) -> Iterator[None]:
         if self._adapters:
             self._switch_adapters(False)
         else:

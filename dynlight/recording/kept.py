@@ -71,7 +71,7 @@ class Keep:
 
 
 @dataclass
-class _Sums:
+class SoFar:
     """What was read of a document so far, and the nats of each rule."""
 
     tokens: int = 0
@@ -81,17 +81,37 @@ class _Sums:
     of_rules: list[float] = field(default_factory=list)
 
     def add(self, module: DynamicEvaluation, score: Score, row: int) -> None:
+        """Adds the score of a row of a segment."""
         self.tokens += score.segment.tokens[row]
         self.bytes += score.segment.bytes[row]
         self.nats += score.sums[row]
         static = None if score.static_sums is None else score.static_sums[row]
         self.static_nats = None if static is None or self.static_nats is None else self.static_nats + static
-        nats = [score.sums[row]]
+        nats = [score.sums[row]] if module.rules else []
         if score.experts is not None:
-            first = [expert.rule is not None for expert in module.experts].index(True)
+            first = len(module.experts) - len(module.predictor.memories.experts) - len(module.rules)
             of_experts = score.experts.nats[:, row, score.segment.scored[row]].sum(axis=1, dtype=np.float64)
             nats = of_experts[first : first + len(module.rules)].tolist()
         self.of_rules = [before + more for before, more in zip(self.of_rules or [0.0] * len(nats), nats, strict=True)]
+
+    def learned(self, module: DynamicEvaluation, row: int) -> dict[int, dict[str, Tensor]]:
+        """By rule what each has learned from the document of a row, that of the fewest nats first; none that has failed."""
+        places = [owner for owner in module.weights.owners if owner[1] == row] if module.rules else []
+        learned = {owner[0]: module.weights.learned_by(owner) for owner in places}
+        rules = sorted(learned, key=self.of_rules.__getitem__)
+        return {rule: learned[rule] for rule in rules if all(each.isfinite().all() for each in learned[rule].values())}
+
+    def card(self, module: DynamicEvaluation, rule: int, name: str) -> dict[str, str]:
+        """What a model card says of what a rule has learned from the document of this name."""
+        static, own = (bits_per_byte(nats, self.bytes) for nats in (self.static_nats, self.of_rules[rule]))
+        return {
+            "document": one_line(name),
+            "read": f"{self.tokens:,} tokens, {self.bytes:,} bytes, from the first",
+            "bits per byte": f"{number(static)} by the initial weights, {number(own)} by these, each segment before it was "
+            "learned from",
+            "rule": names_of_rules(module)[rule],
+            "protocol": module.protocol,
+        }
 
 
 class Kept(Meter):
@@ -105,30 +125,30 @@ class Kept(Meter):
     def __init__(self, folder: Path, keep: Keep) -> None:
         self._folder = folder
         self._keep = keep
-        self._sums: dict[int, _Sums] = {}
+        self._read: dict[int, SoFar] = {}
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         segments = segment.cut.index + 1
         is_due = self._keep.at != "end" and segments % self._keep.at == 0
         for row, document in enumerate(segment.documents):
             if document.index in module.failures.of_documents:
-                self._sums.pop(document.index, None)
+                self._read.pop(document.index, None)
                 continue
             assert module.score is not None, "the document has not failed"
-            sums = self._sums.setdefault(document.index, _Sums())
-            sums.add(module, module.score, row)
+            so_far = self._read.setdefault(document.index, SoFar())
+            so_far.add(module, module.score, row)
             folder = folder_of(self._folder, document)
             if is_due:
-                _write(folder / f"segment-{segments}", module, document, row, sums)
+                _write(folder / f"segment-{segments}", module, document, row, so_far)
             if document in segment.finished:
-                _write(folder, module, document, row, self._sums.pop(document.index))
+                _write(folder, module, document, row, self._read.pop(document.index))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of each document that is being read."""
-        return {"sums": {document: asdict(sums) for document, sums in self._sums.items()}}
+        """What was read of each document."""
+        return {"read": {document: asdict(so_far) for document, so_far in self._read.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums = {document: _Sums(**sums) for document, sums in state_dict["sums"].items()}
+        self._read = {document: SoFar(**sums) for document, sums in state_dict["read"].items()}
 
 
 def folder_of(run: Path, document: Document) -> Path:
@@ -136,28 +156,20 @@ def folder_of(run: Path, document: Document) -> Path:
     return run / "kept" / f"{document.index}-{_as_file_name(document.name)}"
 
 
-def _write(folder: Path, module: DynamicEvaluation, document: Document, row: int, sums: _Sums) -> None:
+def _write(folder: Path, module: DynamicEvaluation, document: Document, row: int, so_far: SoFar) -> None:
     """Writes what the rule of the fewest nats has learned, and of several rules what each has."""
-    learned = {rule: module.weights.learned_by((rule, place)) for rule, place in module.weights.owners if place == row}
-    alive = [rule for rule, weights in learned.items() if all(weight.isfinite().all() for weight in weights.values())]
-    if not alive:
-        return
-    rules = [expert for expert in module.experts if expert.rule is not None]
-    best = min(alive, key=sums.of_rules.__getitem__)
-    places = {folder: best}
-    if len(rules) > 1:
-        places |= {folder / "rules" / f"{rule}-{_as_file_name(rules[rule].name)}": rule for rule in alive}
-    for place, rule in places.items():
-        static, own = (bits_per_byte(nats, sums.bytes) for nats in (sums.static_nats, sums.of_rules[rule]))
-        read = {
-            "document": one_line(document.name),
-            "read": f"{sums.tokens:,} tokens, {sums.bytes:,} bytes, from the first",
-            "bits per byte": f"{number(static)} by the initial weights, {number(own)} by these, each segment before it was "
-            "learned from",
-            "rule": rules[rule].name,
-            "protocol": module.protocol,
-        }
-        write_learned(place, module, learned[rule], read)
+    learned = so_far.learned(module, row)
+    places = [(folder, rule) for rule in list(learned)[:1]]
+    if len(module.rules) > 1:
+        names = names_of_rules(module)
+        places += [(folder / "rules" / f"{rule}-{_as_file_name(names[rule])}", rule) for rule in learned]
+    for place, rule in places:
+        write_learned(place, module, learned[rule], so_far.card(module, rule, document.name))
+
+
+def names_of_rules(module: DynamicEvaluation) -> list[str]:
+    """The name of each rule, as in the protocol."""
+    return [expert.name for expert in module.experts if expert.rule is not None]
 
 
 def write_learned(

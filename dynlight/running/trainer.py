@@ -3,7 +3,8 @@
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,6 +19,12 @@ from dynlight.learning.processes.strategies import register
 from dynlight.recording.checkpoint import Checkpoint
 from dynlight.recording.progress import DocumentProgress
 
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_SETTLED = (
+    ".*will run with no optimizer.*",  # static evaluation
+    ".*in eval mode at the start of training.*",  # dropout would make scores random
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
+)
 TRAINER: dict[str, Any] = {
     "max_epochs": 1,
     "num_sanity_val_steps": 0,
@@ -76,14 +83,26 @@ def on_one_device(settings: Namespace) -> Namespace:
 
 
 def quiet() -> None:
-    """Silences messages of libraries about what is settled here."""
-    for library in ("lightning.pytorch", "lightning.fabric"):
+    """Silences messages of libraries about what is settled here, for the rest of a command."""
+    for library in _LOGGERS:
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each failed attempt
     warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
-    for message in (
-        ".*will run with no optimizer.*",  # static evaluation
-        ".*in eval mode at the start of training.*",  # dropout would make scores random
-        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
-    ):
+    for message in _SETTLED:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def quiet_for_now() -> Iterator[None]:
+    """Silences these messages within the block, in a program of the user's."""
+    levels = {library: logging.getLogger(library).level for library in _LOGGERS}
+    with warnings.catch_warnings():
+        for message in _SETTLED:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            for library in levels:
+                logging.getLogger(library).setLevel(logging.WARNING)
+            yield
+        finally:
+            for library, level in levels.items():
+                logging.getLogger(library).setLevel(level)

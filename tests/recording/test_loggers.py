@@ -200,7 +200,7 @@ def test_the_offline_run_ends_with_the_summary_the_documents_and_the_report(offl
 def test_the_offline_run_holds_the_configuration(records):
     (config,) = records["config"]
     settings = config["update"]
-    assert settings["context"]["init_args"] == {"segment": 16, "memory": 32, "sinks": 0}
+    assert settings["context"]["init_args"] == {"segment": 16, "memory": 32, "sinks": 0, "refresh": None}
     assert settings["update"]["class_path"] == "torch.optim.SGD"
     assert settings["update"]["init_args"]["lr"] == 0.05
     assert settings["data"]["path"] == "text"

@@ -1,0 +1,1 @@
+"""Using: what is done with what was learned."""

@@ -1,0 +1,334 @@
+"""Reader: dynamic evaluation of a text that goes on, as an object."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dynlight.choices.context import has_states
+from dynlight.choices.schedule import UpdateFrequency
+from dynlight.documents.document import Document, prefix_token
+from dynlight.documents.segments import Context, Segment
+from dynlight.documents.waves import segments_behind
+from dynlight.errors import SettingError, require
+from dynlight.learning.module import DynamicEvaluation
+from dynlight.learning.score import Score
+from dynlight.learning.stream import DocumentStream
+from dynlight.recording.hashes import hash_of_weights
+from dynlight.recording.kept import SoFar, write_learned
+from dynlight.recording.rows import columns_of_tokens
+from dynlight.recording.sealed import DamagedError, seal, unseal
+from dynlight.running.pretrained import Pretrained
+from dynlight.running.run import Run
+from dynlight.running.trainer import quiet_for_now, silent_trainer
+
+STATE = "reader.sealed"
+
+
+class Reader:
+    """Reads a text that goes on: a log, a chat, a code base. What is read is scored first and then learned from.
+
+    Each call of `read` goes on where the last one ended, with the weights, the optimizer and the memory as they are. It makes
+    the steps of `dynlight.fit` (`DynamicEvaluation.training_step`), so where each text but the last is a whole number of
+    segments, and is made into the same tokens by itself as within the whole, nats are those of `dynlight.fit` on the whole,
+    to the last bit. Otherwise the last segment of a call is shorter, and the next one begins behind it.
+
+    Args:
+        model: `tiny-books`, a Hub name or a folder; or what `Pretrained` describes; or a model of transformers, which is
+            prepared in place.
+        tokenizer: of a model that comes without its own.
+        context: what is scored next, with what in view.
+        trainer: settings of Lightning's Trainer, such as `{"accelerator": "cpu", "precision": "bf16-mixed"}`.
+        choices: as of `DynamicEvaluation`: `parameters`, `update`, `rates`, `mixture`, …
+
+    Raises:
+        SettingError: if the model cannot be read, or the choices don't fit it.
+    """
+
+    def __init__(
+        self,
+        model: str | Pretrained | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        context: Context,
+        trainer: Mapping[str, Any] | None = None,
+        **choices: Any,
+    ) -> None:
+        source = Pretrained(model) if isinstance(model, str) else model
+        if isinstance(source, Pretrained):
+            choices = {"compile": source.compile} | choices
+            tokenizer = source.load_tokenizer() if tokenizer is None else tokenizer
+            source = source.load()
+        require(tokenizer is not None, "tokenizer", "be given with a model of transformers", got="None")
+        self._begin(DynamicEvaluation(source, tokenizer, context=context, **choices), dict(trainer or {}))
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """A reader with the model and the choices of a run.
+
+        Raises:
+            SettingError: if they cannot be read, or the run is one of several devices.
+        """
+        reader = cls.__new__(cls)
+        settings = run.choices.trainer.as_dict() | {"devices": 1, "num_nodes": 1}
+        for name in ("strategy", "devices", "num_nodes"):
+            usual = {"strategy": "auto"}.get(name, 1)
+            got = run.choices.trainer[name]
+            require(
+                got in (usual, str(usual), "auto"), f"trainer.{name}", f"be {usual} for a text that goes on", got=got
+            )
+        reader._begin(run.module(), settings)
+        return reader
+
+    def _begin(self, module: DynamicEvaluation, settings: dict[str, Any]) -> None:
+        self.module = module
+        self._settings = Namespace(
+            **({"accelerator": "auto", "devices": 1} | settings | {"logger": False, "callbacks": None})
+        )
+        self._prefix = prefix_token(module.tokenizer)
+        self._hash: str | None = None
+        self._texts = 0  # that were read from their beginning
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        self._segments = 0
+        self.so_far = SoFar()
+
+    def __len__(self) -> int:
+        """How many tokens were read."""
+        return len(self._tokens)
+
+    def read(self, text: str) -> pd.DataFrame:
+        """Scores a text that follows what was read so far, and learns from it, segment by segment.
+
+        Returns:
+            a row a token, with columns as of `tokens.parquet`: `token` (its place in all that was read), `segment`, `text`,
+            `nats` before it was learned from, `static_nats` by the initial weights (NaN without a reference), and with a
+            teacher or a mixture `teacher_nats`, `expert_nats`.
+
+        Raises:
+            SettingError: if the text is no valid Unicode, or its numbers go wrong.
+        """
+        document = Document.from_text(0, "text", text, self.module.tokenizer) if text else None
+        tokens = torch.empty(0, dtype=torch.int64) if document is None else document.tokens
+        start = len(self)
+        scores = self.read_tokens(tokens, len(text.encode()))
+        columns: dict[str, Any] = {
+            "token": np.arange(start, start + len(tokens)),
+            "segment": np.repeat(
+                [score.segment.cut.index for score in scores], [score.segment.tokens[0] for score in scores]
+            ),
+            "text": [] if document is None else document.pieces(0, len(tokens)),
+            "nats": np.empty(0, np.float32),
+            "static_nats": np.full(len(tokens), np.nan, np.float32),
+        }
+        of_tokens = [columns_of_tokens(score) for score in scores]
+        for name in of_tokens[0] if of_tokens else ():
+            own = [each[name][0, score.segment.scored[0]] for each, score in zip(of_tokens, scores, strict=True)]
+            values = np.concatenate(own).astype(np.float32)
+            columns[name] = list(values) if values.ndim > 1 else values
+        return pd.DataFrame(columns)
+
+    def read_tokens(self, tokens: Tensor, bytes: int = 0, learns: bool = True) -> list[Score]:
+        """Reads tokens that follow what was read so far, and returns the score of each segment.
+
+        Args:
+            tokens: int64 [tokens].
+            bytes: of the text that they stand for.
+            learns: whether they are learned from.
+
+        Raises:
+            SettingError: if they cannot be read so, or numbers go wrong.
+        """
+        self._check(len(tokens))
+        if not len(tokens):
+            return []
+        # One token more, which is never read: a document that goes on has not ended.
+        known = torch.cat([self._tokens, tokens, tokens.new_tensor([self._prefix])])
+        document = Document(self._texts, "text", "", known, torch.zeros_like(known), self._prefix)
+        unread = range(len(self._tokens), len(known) - 1)
+        segments = list(segments_behind(document, unread, self._segments, self.module.context))
+        scores = self._fit(segments, learns)
+        if (failure := self.module.failures.of_documents.get(document.index)) is not None and failure.stopped:
+            got = f"stopped in segment {failure.segment} as {failure.reason}"
+            raise SettingError("text", "be read to its end", got=got, advice="lower the rate or set clip, and forget()")
+        for score in scores:
+            self.so_far.add(self.module, score, 0)
+        self.so_far.bytes += bytes
+        self._tokens = known[:-1]
+        self._segments += len(segments)
+        return scores
+
+    def _check(self, tokens: int) -> None:
+        """Raises SettingError where so many tokens cannot follow."""
+        context, choices = self.module.context, self.module.objective
+        is_cut = len(self._tokens) % context.segment == 0
+        if context.refresh is not None or choices.replayed_share:
+            what = "context.refresh" if context.refresh is not None else "objective Replayed"
+            got = f"{len(self._tokens)} tokens before it"
+            require(is_cut, "text", f"follow whole segments of {context.segment} tokens with {what}", got=got)
+        if context.memory and has_states(self.module.model.config) and tokens % context.segment == 1:
+            # A state behind a segment of one token is not to be had: see `learning/forward.py`.
+            must = f"not end in a segment of one token for {self.module.model.config.model_type}"
+            raise SettingError("text", must, got=f"{tokens} tokens", advice="read a token more or less")
+
+    def _fit(self, segments: Sequence[Segment], learns: bool = True) -> list[Score]:
+        """Has Lightning make the steps of these segments, behind those that were made."""
+        module, collect = self.module, _Collect()
+        schedule = module.schedule
+        if not learns:
+            module.schedule = UpdateFrequency(every="never")
+        try:
+            with quiet_for_now():
+                silent_trainer(self._settings, [collect]).fit(module, _Segments(segments))
+        finally:
+            module.schedule = schedule
+        module.goes_on = True
+        return collect.scores
+
+    def forget(self) -> None:
+        """Begins anew: the initial weights, no optimizer state and no memory; the next text is another one."""
+        if self.module.goes_on:
+            self.module.reset()
+        self._texts += 1
+        self._start_anew()
+
+    def generate(self, prompt: str = "", *, static: bool = False, behind: int = 0, **settings: Any) -> str:
+        """Continues a prompt by the weights as they are now: transformers' own `generate`; returns what follows the prompt.
+
+        Nothing is learned from it, and the memory isn't used: what the model knows of what was read, it knows by its weights.
+        Of several rules it is that of the fewest nats so far.
+
+        Args:
+            prompt: what stands before.
+            static: whether the initial weights continue it.
+            behind: how many of the tokens read last stand before the prompt.
+            settings: of `generate`: `max_new_tokens`, `do_sample`, `temperature`, …
+
+        Raises:
+            SettingError: if `behind` is less than 0.
+        """
+        require(behind >= 0, "behind", "be at least 0", got=behind)
+        own = self.module.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        before = self._tokens[max(0, len(self._tokens) - behind) :].tolist()
+        with self.weights(static) as model:
+            inputs = torch.tensor([[self._prefix, *before, *own]], device=model.device)
+            mask = torch.ones_like(inputs)
+            padding = {"pad_token_id": self._prefix} if model.generation_config.pad_token_id is None else {}
+            tokens = model.generate(inputs, attention_mask=mask, **(padding | settings))[0, inputs.shape[1] :]
+        return self.module.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @contextmanager
+    def weights(self, static: bool = False) -> Iterator[Any]:
+        """Within the block the model of transformers reads by the weights as they are now, or by the initial ones."""
+        module = self.module
+        if not module.goes_on or not module.rules:  # nothing was learned
+            yield module.model
+            return
+        if static:
+            with module.weights.under_initial():
+                yield module.model
+            return
+        learned = self.so_far.learned(module, 0)
+        require(bool(learned), "rates", "leave a rule that has not failed", got="none", advice="lower them")
+        with module.weights.put_in_model((next(iter(learned)), 0)):
+            yield module.model
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what was learned, as PEFT or transformers loads it, and all that `load` needs to read on."""
+        self._make_ready()
+        folder = Path(folder)
+        learned = self.so_far.learned(self.module, 0)
+        if learned and self.so_far.tokens:
+            best = next(iter(learned))
+            write_learned(
+                folder, self.module, learned[best], self.so_far.card(self.module, best, "a text that goes on")
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "protocol": self._described(),
+            "weights": self._hash_of_initial(),
+            "module": self.module.progress_state(),
+            "tokens": self._tokens,
+            "segments": self._segments,
+            "text": self._texts,
+            "so_far": vars(self.so_far),
+        }
+        seal(folder / STATE, state)
+
+    def load(self, folder: str | Path) -> None:
+        """Goes on where the reader that was saved here had ended.
+
+        Raises:
+            SettingError: if there is none, or it had another model or other choices.
+        """
+        path = Path(folder) / STATE
+        require(path.is_file(), "folder", f"hold the {STATE} that Reader.save leaves", got=folder)
+        try:
+            state = unseal(path)
+        except DamagedError as error:
+            raise SettingError("folder", f"hold a {STATE} that is whole", got=f"{folder}: {error}") from error
+        for name, own in (("protocol", self._described()), ("weights", self._hash_of_initial())):
+            must = f"be saved by a reader of the same {'choices' if name == 'protocol' else 'model'}"
+            require(state[name] == own, "folder", must, got=f"{folder} with {name} {state[name]}")
+        self._make_ready()
+        self.module.load_progress_state(state["module"])
+        self._tokens, self._segments, self._texts = state["tokens"], state["segments"], state["text"]
+        self.so_far = SoFar(**state["so_far"])
+
+    def _make_ready(self) -> None:
+        if not self.module.goes_on:
+            self._fit([])
+
+    def _described(self) -> str:
+        """The protocol of a module, also of one that has read nothing yet."""
+        self._make_ready()
+        return self.module.protocol
+
+    def _hash_of_initial(self) -> str:
+        """The hash of the model's initial weights."""
+        self._make_ready()
+        if self._hash is None:
+            model, weights = self.module.model, self.module.weights
+            tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+            self._hash = hash_of_weights(tensors | dict(zip(weights.names, weights.initial, strict=True)))
+        return self._hash
+
+
+class _Segments(DocumentStream):
+    """Segments that are made already."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__("a text that goes on")
+        self._segments = segments
+
+    def setup(self, stage: str) -> None:
+        """There is nothing to load."""
+
+    def train_dataloader(self) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments)
+
+
+class _Collect(Callback):
+    """Keeps the score of every segment."""
+
+    def __init__(self) -> None:
+        self.scores: list[Score] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DynamicEvaluation, outputs: object, batch: Segment, batch_idx: int
+    ) -> None:
+        if pl_module.score is not None:
+            self.scores.append(pl_module.score)

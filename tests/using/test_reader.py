@@ -1,0 +1,226 @@
+"""A text that goes on is read as dynlight.fit would read the whole of it."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from models import tiny
+from running import random_tokens, run
+
+from dynlight import (
+    All,
+    Clip,
+    Compressed,
+    LoRA,
+    Mixture,
+    NGrams,
+    Overlapping,
+    Pruned,
+    Reader,
+    Replayed,
+    ResetWeights,
+    SettingError,
+    TransformerXL,
+    UpdateFrequency,
+)
+
+TOKENS = random_tokens(75, 3)
+CUTS = [(0, 16), (16, 48), (48, 64), (64, 75)]  # of segments of 16
+SGD, ADAM = partial(torch.optim.SGD, lr=0.1), partial(torch.optim.AdamW, lr=0.01)
+CHOICES = {
+    "all weights": {"context": TransformerXL(16, 24), "parameters": All(), "update": SGD},
+    "adapters, in windows": {"context": Overlapping(16, 40), "parameters": LoRA(rank=2), "update": ADAM},
+    "static": {"context": TransformerXL(16, 24), "update": None},
+    "sinks, refresh": {
+        "context": TransformerXL(16, 32, sinks=2, refresh=2),
+        "parameters": LoRA(rank=2),
+        "update": ADAM,
+    },
+    "rates": {
+        "context": TransformerXL(16, 24),
+        "parameters": LoRA(rank=2),
+        "update": torch.optim.AdamW,
+        "rates": [0.01, 0.1],
+    },
+    "mixture of its own": {
+        "context": TransformerXL(16, 24),
+        "mixture": Mixture(),
+        "memories": [NGrams(4, 3.0)],
+        "update": SGD,
+    },
+    "schedule, errors": {
+        "context": TransformerXL(16, 24),
+        "update": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "schedule": UpdateFrequency({0: 1, 2: 2}, passes=2),
+        "gradient": [Clip(1.0), Compressed(share=0.2)],
+        "reset": ResetWeights("never"),
+    },
+    "above the mean": {"context": TransformerXL(16, 24), "update": ADAM, "schedule": UpdateFrequency(above_mean=0.99)},
+    "replayed": {"context": TransformerXL(16, 24), "update": SGD, "objective": Replayed(2)},
+    "pruned": {"context": TransformerXL(16, 24), "update": ADAM, "parameters": Pruned(LoRA(rank=4), 0.3, 2)},
+}
+
+
+class Letters:
+    """A tokenizer of single characters: chr(32 + i) is token i."""
+
+    bos_token_id, eos_token_id, is_fast = 0, 0, False
+
+    def __call__(self, text, **settings):
+        return {"input_ids": [ord(letter) - 32 for letter in text]}
+
+    def decode(self, tokens, **settings):
+        return "".join(chr(32 + int(token)) for token in tokens)
+
+
+def text_of(tokens):
+    return Letters().decode(tokens)
+
+
+def reader_of(choices, model=None):
+    return Reader(model or tiny(), Letters(), trainer={"accelerator": "cpu"}, **choices)
+
+
+def nats_of_fit(choices):
+    """Nats and static nats of each token, as a Trainer over the whole document gives them."""
+    done = run(tiny(), [TOKENS], **({"reference": "static"} | choices))
+    nats, static = torch.cat(done.nats[0]), done.static[0]
+    return nats, None if static[0] is None else torch.cat(static)
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+def test_cut_at_segments_nats_are_those_of_the_whole_to_the_last_bit(choices):
+    expected, static = nats_of_fit(choices)
+    reader = reader_of(choices)
+    tables = [reader.read(text_of(TOKENS[start:stop])) for start, stop in CUTS]
+    columns = {
+        name: np.concatenate([table[name] for table in tables]) for name in ("token", "segment", "nats", "static_nats")
+    }
+    assert columns["token"].tolist() == list(range(len(TOKENS)))
+    assert columns["segment"].tolist() == [token // 16 for token in range(len(TOKENS))]
+    assert columns["nats"].tolist() == expected.float().tolist()
+    if static is not None:
+        assert columns["static_nats"].tolist() == static.tolist()
+    assert "".join(piece for table in tables for piece in table["text"]) == text_of(TOKENS)
+    assert len(reader) == len(TOKENS)
+    assert reader.so_far.nats == pytest.approx(expected.double().sum().item())
+    assert reader.so_far.bytes == len(TOKENS)
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+def test_another_reader_goes_on_from_what_was_saved(tmp_path, choices):
+    model = tiny()
+    one = reader_of(choices, model)
+    one.read(text_of(TOKENS[:48]))
+    one.save(tmp_path)
+    expected = one.read(text_of(TOKENS[48:]))
+    two = reader_of(choices)
+    two.load(tmp_path)
+    assert two.read(text_of(TOKENS[48:])).equals(expected)
+    assert two.so_far == one.so_far
+
+
+def test_a_shorter_segment_ends_each_call_and_is_learned_from():
+    choices = CHOICES["all weights"] | {"reference": None}
+    reader = reader_of(choices)
+    table = [reader.read(text_of(TOKENS[start:stop])) for start, stop in ((0, 5), (5, 25), (25, 26))]
+    assert [each["segment"].unique().tolist() for each in table] == [[0], [1, 2], [3]]
+
+    class Cut(TransformerXL):
+        def cuts(self, tokens):
+            for index, (start, stop) in enumerate([(0, 5), (5, 21), (21, 25), (25, 26)]):
+                yield type(next(super().cuts(1)))(index, start, stop, 0)
+
+    expected = run(tiny(), [TOKENS[:26]], **(choices | {"context": Cut(16, 24)})).nats[0]
+    assert np.concatenate([each["nats"] for each in table]).tolist() == torch.cat(expected).tolist()
+
+
+def test_forgetting_begins_anew():
+    reader = reader_of(CHOICES["schedule, errors"])
+    first = reader.read(text_of(TOKENS[:40]))
+    assert reader.read(text_of(TOKENS[:40]))["nats"].sum() < first["nats"].sum()
+    reader.forget()
+    assert len(reader) == 0
+    assert reader.read(text_of(TOKENS[:40])).equals(first)
+
+
+def test_nothing_is_an_empty_table():
+    table = reader_of(CHOICES["static"]).read("")
+    assert table.empty
+    assert list(table.columns) == ["token", "segment", "text", "nats", "static_nats"]
+
+
+@pytest.mark.parametrize("name", ["all weights", "adapters, in windows", "rates"])
+def test_what_is_generated_comes_of_what_was_learned(name):
+    model, pattern = tiny(), [7, 9, 13, 21] * 40
+    choices = CHOICES[name] | ({"rates": [0.02, 1e-6]} if name == "rates" else {})
+    reader = reader_of(choices, model)
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    before = reader.generate(text_of([7, 9]), **settings)
+    reader.read(text_of(pattern))
+    assert reader.generate(text_of([7, 9]), **settings) != before
+    assert reader.generate(text_of([7, 9]), static=True, **settings) == before
+    # Generating changes nothing: neither what was learned nor what is read next.
+    other = reader_of(choices)
+    other.read(text_of(pattern))
+    assert reader.read(text_of(TOKENS)).equals(other.read(text_of(TOKENS)))
+
+
+def test_of_several_rates_the_best_generates():
+    reader = reader_of(CHOICES["rates"] | {"rates": [1e-6, 0.02]})
+    reader.read(text_of([7, 9, 13, 21] * 40))
+    assert reader.so_far.of_rules[1] < reader.so_far.of_rules[0]
+    with reader.weights() as model:
+        now = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in reader.module.weights.learned_by((1, 0)).items():
+        assert torch.equal(now[name], weight), name
+
+
+def test_what_stands_behind_is_what_was_read_last():
+    model = tiny()
+    reader = reader_of(CHOICES["static"], model)
+    reader.read(text_of(TOKENS))
+    inputs = torch.tensor([[0, *TOKENS[-9:], 5]])
+    expected = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=6, do_sample=False, pad_token_id=0
+    )
+    assert reader.generate(text_of([5]), behind=9, max_new_tokens=6, do_sample=False) == text_of(expected[0, 11:])
+
+
+@pytest.mark.parametrize(
+    ("choices", "text", "message"),
+    [
+        (
+            "sinks, refresh",
+            TOKENS[:5],
+            "text must follow whole segments of 16 tokens with context.refresh, got 5 tokens",
+        ),
+        ("replayed", TOKENS[:5], "text must follow whole segments of 16 tokens with objective Replayed, got 5 tokens"),
+    ],
+)
+def test_what_looks_back_by_segments_is_refused_behind_a_shorter_one(choices, text, message):
+    reader = reader_of(CHOICES[choices])
+    reader.read(text_of(text))
+    with pytest.raises(SettingError, match=message):
+        reader.read(text_of(TOKENS))
+
+
+def test_numbers_that_go_wrong_are_said_and_can_be_forgotten():
+    reader = reader_of({"context": TransformerXL(16, 24), "update": partial(torch.optim.SGD, lr=1e12)})
+    with pytest.raises(SettingError, match="text must be read to its end, got stopped in segment"):
+        reader.read(text_of(TOKENS))
+    reader.forget()
+    assert np.isfinite(reader.read(text_of(TOKENS[:16]))["nats"]).all()
+
+
+def test_what_another_reader_has_saved_is_refused(tmp_path):
+    reader = reader_of(CHOICES["all weights"])
+    reader.read(text_of(TOKENS))
+    reader.save(tmp_path)
+    with pytest.raises(SettingError, match="folder must be saved by a reader of the same choices"):
+        reader_of(CHOICES["static"]).load(tmp_path)
+    with pytest.raises(SettingError, match="folder must be saved by a reader of the same model"):
+        reader_of(CHOICES["all weights"], tiny(seed=1)).load(tmp_path)
+    with pytest.raises(SettingError, match=r"folder must hold the reader.sealed that Reader.save leaves"):
+        reader.load(tmp_path / "nothing")
