@@ -20,7 +20,7 @@ from dynlight.learning.forward import Keeps, Reading
 from dynlight.learning.remembering import Remembering
 from dynlight.learning.score import ExpertScores, Score
 from dynlight.learning.stacked import Stacked
-from dynlight.learning.weights import Weights
+from dynlight.learning.weights import Owner, Weights
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,25 @@ class Alone:
     ) -> Sequence[bool] | None:
         """Drops the rows of failed rules; returns whether each document's gradients were finite, None: none can fail."""
         return finite
+
+    # Of one document, read token by token.
+
+    def log_weights(self) -> np.ndarray:
+        """Ln w of the experts before the next segment, float64 [E, 1]."""
+        return np.zeros((1, 1))
+
+    def by_expert(self, rows: np.ndarray, static: np.ndarray | None, owners: Sequence[Owner]) -> np.ndarray:
+        """What each expert makes of a token, [E, V], from what all rows [R, V] and the static model [1, V] do; NaN: has failed."""
+        return rows
+
+    def distribution(self, log_weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+        """p(x) of a token, float64 [V], from ln p_e(x) of each expert, [E, V]."""
+        chances: np.ndarray = np.exp(logs[0])
+        return chances
+
+    def weighted(self, log_weights: np.ndarray, nats: np.ndarray) -> np.ndarray:
+        """Ln w behind a token that had these nats, [E, 1, 1]."""
+        return log_weights
 
     def progress_state(self) -> Any:
         """The weights of the experts, and what memories keep, if there are any."""
@@ -135,6 +154,24 @@ class Mixed(Alone):
         if self._rules and (rows := [row for row, owner in enumerate(stacked.owners) if failed[owner]]):
             stacked.drop(rows, optimizers)
         return None
+
+    def log_weights(self) -> np.ndarray:
+        return self._log_weights[:, :1].copy()
+
+    def by_expert(self, rows: np.ndarray, static: np.ndarray | None, owners: Sequence[Owner]) -> np.ndarray:
+        logs = np.full((self._rules, rows.shape[1]), np.nan)
+        for row, (rule, _) in enumerate(owners):
+            logs[rule] = rows[row]
+        return logs if static is None else np.concatenate([static, logs])
+
+    def distribution(self, log_weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+        predicts = ~np.isnan(logs).any(axis=1) & np.isfinite(log_weights[:, 0])
+        shares = np.exp(log_weights[predicts, 0] - log_weights[predicts, 0].max(initial=-np.inf))
+        mixed: np.ndarray = (shares / shares.sum()) @ np.exp(logs[predicts])
+        return mixed
+
+    def weighted(self, log_weights: np.ndarray, nats: np.ndarray) -> np.ndarray:
+        return self._mixture.predict(log_weights, nats)[2]
 
     def progress_state(self) -> Any:
         return {"log_weights": torch.from_numpy(self._log_weights), "memories": self.memories.progress_state()}

@@ -99,6 +99,9 @@ class DynamicEvaluation(LightningModule):
         SettingError: where the choices don't fit the model.
     """
 
+    optimizers_of_rules: list[Optimizer]
+    weights: Weights
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -465,7 +468,6 @@ class DynamicEvaluation(LightningModule):
         if self.goes_on:
             return self.optimizers_of_rules
         together = int(stream_of(self.trainer).together)
-        self.weights: Weights
         with self.trainer.precision_plugin.forward_context():  # a trial forward needs the run's precision
             is_whole = self.processes.way != "sharded"
             check_model(self.model, self.context, self.learnable, self.memories, is_whole)
