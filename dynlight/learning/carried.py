@@ -59,10 +59,11 @@ def new_cache(config: PretrainedConfig, has_states: bool, memory: Memory) -> Dyn
         has_states: whether the model carries more than keys and values.
         memory: of the segments before; None: none.
     """
-    if not has_states:
-        return DynamicCache([(layer["keys"], layer["values"]) for layer in memory] if memory else None)
-    cache = DynamicCache(config=config)
-    cache.layers = [_new_layer(layer) for layer in cache.layers]
+    # Layers are filled here: transformers' own way copies a memory, though nothing ever writes over it.
+    cache = DynamicCache(config=config) if has_states else DynamicCache()
+    cache.layers = (
+        [_new_layer(layer) for layer in cache.layers] if has_states else [DynamicLayer() for _ in memory or ()]
+    )
     for layer, remembered in zip(cache.layers, memory or (), strict=memory is not None):
         _fill(layer, remembered)
     return cache

@@ -17,8 +17,11 @@ from dynlight.choices.context import has_cache, has_states
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.errors import require
 from dynlight.learning.carried import Memory
+from dynlight.learning.forward import Keeps
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.weights import Weights
+
+_KEEPS: Keeps = frozenset({"logits"})
 
 
 def check_token_by_token(module: DynamicEvaluation) -> None:
@@ -107,9 +110,9 @@ class TokenByToken:
             self._weights.memory, self._weights.static_memory = self._memory, self._static_memory
             static = None
             if self._module.has_static_expert:
-                static = self._weights.score_static(segment, keeps=("logits",))
+                static = self._weights.score_static(segment, keeps=_KEEPS)
                 self._static_memory = static.memory
-            own = self._weights.score(segment, keeps=("logits",), plain=True)
+            own = self._weights.score(segment, keeps=_KEEPS, plain=True)
             self._memory = own.memory
         of_static = None if static is None else _logs(static.logits)
         self._logs = self._module.predictor.by_expert(_logs(own.logits), of_static, self._weights.owners)

@@ -18,13 +18,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynlight.documents.document import Document
 from dynlight.documents.segments import Segment
 from dynlight.durable import draft_of, write_text
-from dynlight.errors import require, require_at_least
+from dynlight.errors import SettingError, require, require_at_least
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.processes.processes import way_of
 from dynlight.learning.score import Score
@@ -201,6 +201,25 @@ def write_learned(
         save_file({key: weight.detach().cpu().clone() for key, weight in tensors.items()}, draft, {"format": "pt"})
     table = "\n".join(f"| {key} | {value} |" for key, value in {"model": f"`{base}`", **card}.items())
     write_text(folder / "README.md", _CARD[name].format(base=base, table=table))
+
+
+def read_learned(folder: Path) -> dict[str, Tensor]:
+    """What `write_learned` wrote, by the names of the weights; weights that did not change are left out.
+
+    Raises:
+        SettingError: if it is not there.
+    """
+    for name in (ADAPTER, WEIGHTS):
+        if (folder / name).is_file():
+            tensors = load_file(folder / name)
+            return {_of_peft(key): weight for key, weight in tensors.items()} if name == ADAPTER else tensors
+    raise SettingError("run", f"have kept {ADAPTER} or {WEIGHTS}", got=folder)
+
+
+def _of_peft(name: str) -> str:
+    """The name of a weight in the model, from PEFT's in a file: `…lora_A.weight` is `…lora_A.default.weight`."""
+    own = re.sub(r"(\.lora_(?:A|B)|\.lora_embedding_(?:A|B))", r"\1.default", name)
+    return own.removeprefix("base_model.model.")
 
 
 _TABLE = """

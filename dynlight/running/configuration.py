@@ -1,6 +1,7 @@
 """Configuration: the settings of a run, parsed and made into what they name; nothing is read or loaded here."""
 
 import inspect
+import json
 import pydoc
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +151,12 @@ def save(config: Namespace, path: Path) -> None:
         parser().save(config, path, skip_unset=False, overwrite=True)
     except yaml.YAMLError as error:
         raise SettingError("trainer", "hold settings that a YAML can hold", got=error.args[-1]) from error
+
+
+def minimal(config: Namespace) -> dict[str, Any]:
+    """The settings of a configuration that are not at their defaults, as plain data."""
+    settings: dict[str, Any] = json.loads(parser().dump(config, skip_default=True, skip_validation=True, format="json"))
+    return settings
 
 
 def told_settings(config: Namespace) -> dict[str, Any]:

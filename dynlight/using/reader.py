@@ -23,7 +23,7 @@ from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.score import Score
 from dynlight.learning.stream import DocumentStream
 from dynlight.recording.hashes import hash_of_weights
-from dynlight.recording.kept import SoFar, write_learned
+from dynlight.recording.kept import SoFar, folder_of, read_learned, write_learned
 from dynlight.recording.rows import columns_of_tokens
 from dynlight.recording.sealed import DamagedError, seal, unseal
 from dynlight.running.pretrained import Pretrained
@@ -227,6 +227,31 @@ class Reader:
             tokens = model.generate(inputs, attention_mask=mask, **(padding | settings))[0, inputs.shape[1] :]
         return self.module.tokenizer.decode(tokens, skip_special_tokens=True)
 
+    def recall_or_read(self, run: Path, document: Document) -> None:
+        """Has learned what a document of a run teaches: by what the run has kept of it, else by reading it again."""
+        kept = folder_of(run, document)
+        if kept.is_dir():
+            self.recall(kept)
+            self._tokens = document.tokens
+        else:
+            self.read_tokens(document.tokens, document.bytes)
+
+    def recall(self, folder: Path) -> None:
+        """Puts what a run has kept of a document in the place of what was learned here; of memory and optimizer nothing is kept.
+
+        Raises:
+            SettingError: if nothing is there, or it is of other weights.
+        """
+        self.make_ready()
+        weights, kept = self.module.weights, read_learned(folder)
+        unknown = sorted(kept.keys() - set(weights.names))
+        require(not unknown, "run", "have kept weights that its configuration lets learn", got=", ".join(unknown[:1]))
+        for owner in weights.owners:
+            initial = zip(weights.learned_by(owner).items(), weights.initial, strict=True)
+            for (name, learned), first in initial:
+                learned.detach().copy_(kept.get(name, first))
+        self.so_far = SoFar(of_rules=[0.0] * len(self.module.rules))
+
     @contextmanager
     def weights(self, static: bool = False) -> Iterator[Any]:
         """Within the block the model of transformers reads by the weights as they are now, or by the initial ones."""
@@ -245,7 +270,7 @@ class Reader:
 
     def save(self, folder: str | Path) -> None:
         """Writes what was learned, as PEFT or transformers loads it, and all that `load` needs to read on."""
-        self._make_ready()
+        self.make_ready()
         folder = Path(folder)
         learned = self.so_far.learned(self.module, 0)
         if learned and self.so_far.tokens:
@@ -256,7 +281,7 @@ class Reader:
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             "protocol": self._described(),
-            "weights": self._hash_of_initial(),
+            "weights": self.hash_of_initial(),
             "module": self.module.progress_state(),
             "tokens": self._tokens,
             "segments": self._segments,
@@ -277,26 +302,38 @@ class Reader:
             state = unseal(path)
         except DamagedError as error:
             raise SettingError("folder", f"hold a {STATE} that is whole", got=f"{folder}: {error}") from error
-        for name, own in (("protocol", self._described()), ("weights", self._hash_of_initial())):
+        for name, own in (("protocol", self._described()), ("weights", self.hash_of_initial())):
             must = f"be saved by a reader of the same {'choices' if name == 'protocol' else 'model'}"
             require(state[name] == own, "folder", must, got=f"{folder} with {name} {state[name]}")
-        self._make_ready()
+        self.make_ready()
         self.module.load_progress_state(state["module"])
         self._tokens, self._segments, self._texts = state["tokens"], state["segments"], state["text"]
         self.so_far = SoFar(**state["so_far"])
 
-    def _make_ready(self) -> None:
+    @property
+    def sequence(self) -> Tensor:
+        """The prefix and all tokens that were read, int64 [1 + tokens]."""
+        return torch.cat([self._tokens.new_tensor([self._prefix]), self._tokens])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it reads, once it is ready."""
+        device: torch.device = self.module.trainer.strategy.root_device
+        return device
+
+    def make_ready(self) -> None:
+        """Has Lightning prepare the module, unless it has read something."""
         if not self.module.goes_on:
             self._fit([])
 
     def _described(self) -> str:
         """The protocol of a module, also of one that has read nothing yet."""
-        self._make_ready()
+        self.make_ready()
         return self.module.protocol
 
-    def _hash_of_initial(self) -> str:
-        """The hash of the model's initial weights."""
-        self._make_ready()
+    def hash_of_initial(self) -> str:
+        """SHA-256 of the model's initial weights."""
+        self.make_ready()
         if self._hash is None:
             model, weights = self.module.model, self.module.weights
             tensors = dict(model.named_parameters()) | dict(model.named_buffers())

@@ -1,0 +1,59 @@
+"""`python -m dynlight.decompress BOOK.txt.dyn`: the file that dynlight.compress was given, byte for byte."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynlight.errors import SettingError, require
+
+HELP = """usage: python -m dynlight.decompress FILE.dyn
+
+Gives back the file that dynlight.compress was given, byte for byte. It needs the same
+model, and the same versions and kind of machine, and says so where they differ.
+
+  --to FILE        another name for what is written (default: FILE)
+  --force          replaces what is there
+  --help           prints this
+
+exit status: 0 done, 2 couldn't be done
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Decompresses what the command line says; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(HELP, end="")
+        return 0
+    from dynlight.durable import draft_of
+    from dynlight.running.trainer import quiet
+    from dynlight.using.files import Told, own_options
+    from dynlight.using.packed import unpack
+
+    quiet()
+    try:
+        file, options, rest = own_options(arguments, "FILE.dyn")
+        require(
+            not rest,
+            rest[0].lstrip("-") if rest else "",
+            "be left out, as the file has its settings",
+            got=" ".join(rest),
+        )
+        require(file.is_file(), "FILE.dyn", "be a file", got=file)
+        is_named = file.suffix == ".dyn" or "to" in options
+        require(is_named, "to", "be given where a file is not named .dyn", got="nothing")
+        target = Path(options.get("to", file.with_suffix("")))
+        require("force" in options or not target.exists(), "to", "be a new file", got=target, advice="set --force")
+        with Told("decompressed") as told:
+            data = unpack(file.read_bytes(), told)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with draft_of(target) as draft:
+        draft.write_bytes(data)
+    print(f"{target}  {len(data):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
