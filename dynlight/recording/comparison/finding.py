@@ -1,0 +1,67 @@
+"""Which folders hold the runs that are to be compared, and by which names they go."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dynlight.errors import SettingError
+
+UNFINISHED = "is unfinished (no run.json): go on with `python -m dynlight.fit --resume` and the folder"
+
+
+def find_runs(given: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """Return the folders of runs that are meant, each once, and why others are left out.
+
+    Args:
+        given: folders of runs, globs of them, or folders in which runs lie at any depth.
+
+    Raises:
+        SettingError: if there is nothing of a name.
+    """
+    folders: dict[Path, Path] = {}  # by where they lie, whatever path leads there
+    left_out: dict[str, str] = {}
+    for text in given:
+        paths = [text] if Path(text).exists() else sorted(glob.glob(text))
+        if not paths:
+            raise SettingError("runs", "be folders that exist", got=text)
+        for path in map(Path, paths):
+            runs, unfinished = _runs_in(path)
+            folders |= {run.resolve(): run for run in runs if run.resolve() not in folders}
+            left_out |= {str(folder): UNFINISHED for folder in unfinished}
+            if not runs and not unfinished:
+                left_out[str(path)] = "holds no run"
+    return list(folders.values()), left_out
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run that was finished."""
+    return (folder / "run.json").is_file()
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Return for each run its path below the folder that all of them lie in: no two have one name."""
+    paths = [folder.resolve() for folder in folders]
+    above = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(above)) for path in paths]
+
+
+def _runs_in(path: Path) -> tuple[list[Path], list[Path]]:
+    """The runs at or below a path, those finished and those that are not."""
+    finished, unfinished = [], []
+    for folder in _folders(path):
+        if is_run(folder):
+            finished.append(folder)
+        else:
+            unfinished.append(folder)
+    return finished, unfinished
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Folders of runs, finished or not, in the order of their names; what lies within a run is not asked."""
+    if is_run(path) or (path / "config.yaml").is_file():
+        yield path
+    elif path.is_dir():
+        for inner in sorted(path.iterdir()):
+            if inner.is_dir() and not inner.name.startswith("."):
+                yield from _folders(inner)
