@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlight.errors import SettingError
+from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.compare runs/a runs/b ... [--baseline runs/a] [--out compare.html]
 
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, runs = _own_options(arguments)
         comparison = compare(runs, options.get("baseline"))
         out = Path(options.get("out", comparison.pairs[0].run.folder.parent / "compare.html"))
-        if out.suffix != ".html":
-            raise SettingError("out", "be the name of a file that ends with .html", got=out)
+        require(out.suffix == ".html", "out", "be the name of a file that ends with .html", got=out)
+        require(out.parent.is_dir(), "out", "lie in a folder that exists", got=out)
         write_page(comparison, out)
     except (OSError, SettingError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -55,7 +55,7 @@ def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             runs.append(argument)
             continue
         if name not in ("baseline", "out"):
-            raise SettingError("options", "be --baseline or --out", got=f"--{name}")
+            raise SettingError("options", "be --baseline or --out", got=argument)
         options[name] = value if equals else next(waiting, "")
         if not options[name]:
             raise SettingError(name, "be given a value", got="nothing")

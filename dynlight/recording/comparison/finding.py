@@ -2,8 +2,10 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dynlight.errors import SettingError
 
@@ -22,10 +24,10 @@ def find_runs(given: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     folders: dict[Path, Path] = {}  # by where they lie, whatever path leads there
     left_out: dict[str, str] = {}
     for text in given:
-        paths = [text] if Path(text).exists() else sorted(glob.glob(text))
+        paths = [Path(text)] if Path(text).exists() else sorted(map(Path, glob.glob(text)), key=_in_order)
         if not paths:
             raise SettingError("runs", "be folders that exist", got=text)
-        for path in map(Path, paths):
+        for path in paths:
             runs, unfinished = _runs_in(path)
             folders |= {run.resolve(): run for run in runs if run.resolve() not in folders}
             left_out |= {str(folder): UNFINISHED for folder in unfinished}
@@ -58,10 +60,17 @@ def _runs_in(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Folders of runs, finished or not, in the order of their names; what lies within a run is not asked."""
+    """Folders of runs, finished or not, in the order of their names, 9 before 10; what lies within a run is not asked."""
     if is_run(path) or (path / "config.yaml").is_file():
         yield path
     elif path.is_dir():
-        for inner in sorted(path.iterdir()):
-            if inner.is_dir() and not inner.name.startswith("."):
+        for inner in sorted(path.iterdir(), key=_in_order):
+            is_link = inner.is_symlink() and not is_run(inner)  # which may lead back up
+            if inner.is_dir() and not is_link and not inner.name.startswith("."):
                 yield from _folders(inner)
+
+
+def _in_order(path: Path) -> list[Any]:
+    """A name as its texts and numbers in turn."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]

@@ -10,7 +10,7 @@ import markupsafe
 from dynlight.durable import write_text
 from dynlight.recording.comparison.comparison import Comparison
 from dynlight.recording.comparison.pairs import Pair
-from dynlight.recording.comparison.pictures import Drawn, drawn_of, pictures
+from dynlight.recording.comparison.pictures import drawn_of, pictures
 from dynlight.recording.comparison.settings import words
 from dynlight.recording.comparison.words import margin_words, settings_words
 from dynlight.recording.report.ratios import ratio
@@ -43,21 +43,38 @@ def render(comparison: Comparison) -> str:
         Path(__file__).with_name("compare.html.jinja"),
         rows=rows,
         comparison=comparison,
-        best=max(compared, key=lambda made: made.margin or 0.0, default=None),
+        best=best_of(comparison),
         margin_words=margin_words,
-        pictures={name: markupsafe.Markup(_titled(svg, comparison)) for name, svg in pictures(comparison, drawn).items()},
+        verdict=verdict,
+        pictures={
+            name: markupsafe.Markup(_titled(svg, comparison)) for name, svg in pictures(comparison, drawn).items()
+        },
         drawn=drawn,
         bars=bars(compared),
         settings=settings_words(comparison),
     )
 
 
+def best_of(comparison: Comparison) -> Pair | None:
+    """Return the run with the fewest bits of those that read all of the baseline's documents; None without any."""
+    known = [made for made in comparison.pairs if made.is_drawn and made.run.scores.adapted is not None]
+    return max(known, key=lambda made: made.margin or 0.0, default=None)  # the baseline has none: it is the zero
+
+
+def verdict(pair: Pair) -> str:
+    """Say whether a run is `better` or `worse` than the baseline, or `open`, where its interval or margin allows both."""
+    if pair.margin is None:
+        return "open"
+    low, high = (pair.margin if end is None else end for end in (pair.low, pair.high))
+    return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
 def _titled(svg: str, comparison: Comparison) -> str:
     """Give each run's elements its name and bits per byte, which a browser shows to who points at them."""
 
     def title(found: re.Match[str]) -> str:
-        run = comparison.pairs[int(found[1])].run
-        text = f"{one_line(run.name)}, {number(run.scores.adapted)} bits per byte"
+        made = comparison.pairs[int(found[1])]
+        text = f"{one_line(made.run.name)}, {number(made.scores(made.run).adapted)} bits per byte"
         return f'<g class="run"><title>{escape(text)}</title>'
 
     return re.sub(r'<g id="run-(\d+)">', title, svg)

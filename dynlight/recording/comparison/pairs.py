@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from dynlight.recording.comparison.runs import Run, Scores, scores_of
 from dynlight.recording.comparison.settings import differing
@@ -26,7 +27,9 @@ class Pair:
 
     run: Run
     baseline: Run
-    documents: list[str] = field(default_factory=list)  # read whole by both, with the same bytes, in the baseline's order
+    documents: list[str] = field(
+        default_factory=list
+    )  # read whole by both, with the same bytes, in the baseline's order
     margin: float | None = None
     low: float | None = None
     high: float | None = None
@@ -38,16 +41,20 @@ class Pair:
         """Whether its sums may stand beside the baseline's: over all documents that the baseline read."""
         return len(self.documents) == len(self.baseline.documents) > 0
 
-    @property
-    def scores(self) -> Scores:
-        """What the documents that are compared come to, in the run."""
-        is_all = len(self.documents) == len(self.run.documents)
-        return self.run.scores if is_all else scores_of(self.run.documents.loc[self.documents])
+    def scores(self, run: Run) -> Scores:
+        """What the documents that are compared come to, in the run or in the baseline."""
+        return run.scores if len(self.documents) == len(run.documents) else scores_of(self.table(run))
+
+    def table(self, run: Run) -> pd.DataFrame:
+        """The documents that are compared, of the run or of the baseline, in the baseline's order."""
+        is_as_it_is = run.documents.index.tolist() == self.documents  # to choose from it would take longer
+        return run.documents if is_as_it_is else run.documents.loc[self.documents]
 
     @property
     def has_same_clock(self) -> bool:
         """Whether seconds mean the same: on the same kind of device, and as many."""
-        return not differing([_clock(self.run), _clock(self.baseline)])
+        clocks = [(each.settings.get("device"), each.settings.get("processes")) for each in (self.run, self.baseline)]
+        return not any(None not in both and both[0] != both[1] for both in zip(*clocks, strict=True))
 
 
 def pair(run: Run, baseline: Run) -> Pair:
@@ -58,19 +65,12 @@ def pair(run: Run, baseline: Run) -> Pair:
         made.documents = baseline.documents.index.tolist()
         return made
     made.documents = _common(run, baseline, made.notes)
-    if made.documents and not made.is_drawn:
-        left, all_of_it = len(made.documents), len(baseline.documents)
-        made.notes.append(
-            f"{left:,} of the baseline's {all_of_it:,} documents can be compared: the margin is over these alone, and no "
-            "picture shows the run"
-        )
-    elif not made.documents:
-        made.notes.append("no document can be compared: there is no margin, and no picture shows the run")
-    own, theirs = (each.documents.loc[made.documents] for each in (run, baseline))
-    bits, size = ((theirs.nats - own.nats) / math.log(2)).to_numpy(), own.bytes.to_numpy()
-    if (size > 0).any():
-        made.margin, made.low, made.high = paired_margin(bits, size)
-    if len(made.documents) == 1:
+    own, theirs = made.table(run), made.table(baseline)
+    size = own.bytes.to_numpy()
+    bits = ((theirs.nats - own.nats) / math.log(2)).to_numpy()[size > 0]  # an empty document says nothing
+    if len(bits):
+        made.margin, made.low, made.high = paired_margin(bits, size[size > 0])
+    if len(bits) == 1:
         made.notes.append("one document can be compared: its margin has no interval")
     made.has_same_tokens = np.array_equal(own.tokens, theirs.tokens) and not _differ(run, baseline, "tokenizer")
     made.notes += _notes_of_two(made)
@@ -85,17 +85,24 @@ def _common(run: Run, baseline: Run, notes: list[str]) -> list[str]:
     cut = [name for name in both if size[0][name] != size[1][name]]
     if cut:
         whose = (
-            "as data.max_tokens differs" if "data.max_tokens" in _between(run, baseline) else "their bytes are not the same"
+            "as data.max_tokens differs"
+            if "data.max_tokens" in _between(run, baseline)
+            else "their bytes are not the same"
         )
         notes.append(f"{_documents(len(cut))} cut differently, {whose}: not compared")
-    files = run.receipt.get("files") or {}, baseline.receipt.get("files") or {}
+    files = run.receipt["files"], baseline.receipt["files"]
     changed = [name for name in both if name in files[0] and name in files[1] and files[0][name] != files[1][name]]
     if changed:
         notes.append(f"{_documents(len(changed))} other text under the same name: not compared")
     # Of texts that are no files a receipt has one hash over all of them, their tokens included.
     hashed = all(name in files[0] and name in files[1] for name in both)
     listed = [[(entry["name"], entry["bytes"]) for entry in each.described["documents"]] for each in (run, baseline)]
-    if not hashed and listed[0] == listed[1] and not _differ(run, baseline, "tokenizer") and _differ(run, baseline, "data"):
+    if (
+        not hashed
+        and listed[0] == listed[1]
+        and not _differ(run, baseline, "tokenizer")
+        and _differ(run, baseline, "data")
+    ):
         notes.append("the texts are not the baseline's, though names and bytes are (receipt.json): not compared")
         return []
     left = {*cut, *changed}
@@ -109,12 +116,25 @@ def _notes_of_one(run: Run) -> Iterator[str]:
         yield "no static reference: it has no gain, and no static point"
     if len(run.documents) and run.documents.flops.isna().any():
         yield "FLOPs could not be counted: not drawn against them"
+    if finished := sum(bool(entry.get("finished_static")) for entry in run.described["documents"]):
+        yield f"{_documents(finished)} read to the end by the initial weights, as the learned ones had failed"
     if "teacher_flops" in run.documents:
         yield "FLOPs and seconds are without those of the teacher"
 
 
 def _notes_of_two(made: Pair) -> Iterator[str]:
-    run, baseline = made.run, made.baseline
+    run, baseline, count = made.run, made.baseline, len(made.documents)
+    if not count:
+        yield "no document can be compared: there is no margin, and no picture shows the run"
+    elif not made.is_drawn:
+        yield (
+            f"{count:,} of the baseline's {len(baseline.documents):,} documents can be compared: the margin is over these "
+            "alone, and no picture shows the run"
+        )
+    if count and (more := len(run.documents) - count):
+        yield f"{_documents(more)} in its sums of the table, but neither in the margin nor in a picture"
+    if _differ(run, baseline, "model") and not [name for name in _between(run, baseline) if name.startswith("model.")]:
+        yield "other weights of the model, though its settings are the same (receipt.json)"
     if made.documents and not made.has_same_tokens:
         yield "another tokenizer: compared in bits per byte alone, and not drawn by tokens"
     order = [name for name in run.documents.index if name in set(made.documents)]
@@ -131,7 +151,7 @@ def _other_static(made: Pair) -> str | None:
     run, baseline = made.run, made.baseline
     if not made.documents or not run.has_static or not baseline.has_static or run.hash("model") is None:
         return None
-    own, theirs = (scores_of(each.documents.loc[made.documents]).static for each in (run, baseline))
+    own, theirs = (made.scores(each).static for each in (run, baseline))
     if _differ(run, baseline, "model") or baseline.hash("model") is None or own is None or theirs is None:
         return None
     if abs(ratio(own - theirs, theirs) or 0.0) <= SAME_STATIC:
@@ -152,10 +172,6 @@ def _differ(run: Run, baseline: Run, what: str) -> bool:
 
 def _between(run: Run, baseline: Run) -> list[str]:
     return differing([run.settings, baseline.settings])
-
-
-def _clock(run: Run) -> dict[str, object]:
-    return {name: run.settings.get(name) for name in ("device", "processes")}
 
 
 def _documents(count: int) -> str:

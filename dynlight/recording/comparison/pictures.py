@@ -14,7 +14,6 @@ from dynlight.recording.comparison.runs import Scores
 from dynlight.recording.report.drawing import (
     GREY,
     POINTS,
-    SOFT,
     count_axis,
     end_labels,
     figure_with_axes,
@@ -63,7 +62,7 @@ def drawn_of(comparison: Comparison) -> list[Drawn]:
     fewest bits first.
     """
     pairs = [(place, made) for place, made in enumerate(comparison.pairs) if made.is_drawn]
-    scores = {place: made.scores for place, made in pairs}
+    scores = {place: made.scores(made.run) for place, made in pairs}
     first = [place for place, made in pairs if made.run is comparison.baseline]
     others = [place for place, made in pairs if made.run is not comparison.baseline]
     if len(pairs) > len(COLOURS):
@@ -147,11 +146,11 @@ def _draw_rows(drawn: Sequence[Drawn]) -> dict[str, Figure | None]:
     gains: list[tuple[Drawn, np.ndarray, np.ndarray]] = []
     curves: list[tuple[Drawn, np.ndarray, np.ndarray]] = []
     for each in drawn:
-        path, table = each.pair.run.folder / "segments.parquet", each.pair.run.documents
-        rows = Rows(path).keep(table.document[each.pair.documents])
+        numbers = each.pair.table(each.pair.run).document.tolist()
+        rows = Rows(each.pair.run.folder / "segments.parquet").keep(numbers)
         if not len(rows):
             continue
-        curves.append((each, *_running(rows, table.document[each.pair.documents].tolist(), "nats", points)))
+        curves.append((each, *_running(rows, numbers, points)))
         if each.pair.run.has_static:
             gains.append((each, *_mean_gain(rows)))
     _draw_lines(by_position[0], gains)
@@ -176,18 +175,20 @@ def _draw_lines(axes: Axes, lines: list[tuple[Drawn, np.ndarray, np.ndarray]], s
         width = 1.8 if each.colour else 0.9
         axes.plot(x, y, color=each.colour or PALE, linewidth=width, gid=f"run-{each.place}")
     if steady and lines:
-        seen = np.concatenate([y[len(y) // 40 :] for _, _, y in lines])
+        seen = np.concatenate([y[len(y) // 8 :] for _, _, y in lines])
         margin = 0.08 * np.ptp(seen) + 0.005
         axes.set_ylim(seen.min() - margin, seen.max() + margin)
     end_labels(axes, [(x[-1], y[-1], each.label, each.colour) for each, x, y in lines if each.colour and len(x)])
 
 
-def _running(rows: Rows, order: list[int], nats: str, points: int) -> tuple[np.ndarray, np.ndarray]:
+def _running(rows: Rows, order: list[int], points: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens read, and bits per byte of all of them, at so many places, the documents in an order of numbers."""
     stops = np.append(rows.starts[1:], len(rows))
-    spans = {number: np.arange(*span) for number, *span in zip(rows.documents.tolist(), rows.starts, stops, strict=True)}
+    spans = {
+        number: np.arange(*span) for number, *span in zip(rows.documents.tolist(), rows.starts, stops, strict=True)
+    }
     places = np.concatenate([spans[number] for number in order if number in spans])
-    tokens, size, sums = (np.cumsum(rows[name][places]) for name in ("tokens", "bytes", nats))
+    tokens, size, sums = (np.cumsum(rows[name][places]) for name in ("tokens", "bytes", "nats"))
     marks = np.unique(np.searchsorted(tokens, np.linspace(0, tokens[-1], points + 1)[1:]))
     bits = bits_per_byte(sums[marks], size[marks].astype(float))
     known = np.isfinite(bits)  # not where the first tokens have no bytes yet

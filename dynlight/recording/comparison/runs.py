@@ -43,7 +43,7 @@ class Run:
         folder: of the run.
         described: what run.json holds.
         settings: of config.yaml and run.json, by name (see `read_settings`).
-        receipt: what receipt.json holds, or nothing.
+        receipt: `hashes` and `files` of receipt.json, as far as there are.
         documents: `documents_table` by name, those that were read whole.
         failed: how many were not.
     """
@@ -63,7 +63,7 @@ class Run:
 
     def hash(self, what: str) -> str | None:
         """SHA-256 of the run's `model`, `tokenizer` or `data`; None where its receipt does not tell."""
-        return (self.receipt.get("hashes") or {}).get(what)
+        return self.receipt["hashes"].get(what)
 
     @cached_property
     def scores(self) -> Scores:
@@ -102,6 +102,6 @@ def _read_receipt(folder: Path) -> dict[str, Any]:
     path = folder / "receipt.json"
     try:
         receipt = json.loads(path.read_bytes()) if path.exists() else {}
-        return dict(receipt)
-    except (ValueError, TypeError) as error:
+        return {name: receipt.get(name) or {} for name in ("hashes", "files")}
+    except (ValueError, AttributeError) as error:
         raise SettingError("folder", "have a whole receipt.json", got=folder, advice=repr(error)) from error

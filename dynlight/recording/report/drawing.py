@@ -86,25 +86,32 @@ def labels_apart(axes: Axes, labels: list[tuple[float, float, str, str]]) -> Non
     low, high = axes.get_ylim()
     points_high = axes.get_window_extent().height * 72 / axes.figure.dpi
     heights = [points_high * (y - low) / (high - low) for _, y, _, _ in labels]
-    for (x, y, text, colour), height, place in zip(labels, heights, spread(heights, LABEL), strict=True):
+    places = spread(heights, LABEL, (0.5 * LABEL, points_high))
+    for (x, y, text, colour), height, place in zip(labels, heights, places, strict=True):
         where: dict[str, Any] = {"xytext": (9, place - height), "textcoords": "offset points", "va": "center"}
+        where["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.4}  # over points and lines
         axes.annotate(text, (x, y), color=colour, annotation_clip=False, parse_math=False, **where)
 
 
-def spread(heights: list[float], gap: float) -> list[float]:
-    """Move heights as little as keeps them a gap apart, in the sense of least squares.
+def spread(heights: list[float], gap: float, within: tuple[float, float]) -> list[float]:
+    """Move heights as little as keeps them a gap apart, in the sense of least squares, and within two bounds.
 
-    >>> spread([0.0, 30.0, 32.0, 34.0], 10)
+    >>> spread([0.0, 30.0, 32.0, 34.0], 10, (0, 99))
     [0.0, 22.0, 32.0, 42.0]
+    >>> spread([33.0, 34.0], 10, (0, 35))
+    [25.0, 35.0]
     """
-    blocks: list[list[float]] = []  # of neighbours that touch: the sum of their heights less gaps below, and their count
+    blocks: list[
+        list[float]
+    ] = []  # of neighbours that touch: the sum of their heights less gaps below, and their count
     order = sorted(range(len(heights)), key=heights.__getitem__)
     for rank, index in enumerate(order):
         blocks.append([heights[index] - rank * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    bases = [total / count for total, count in blocks for _ in range(int(count))]
+    low, high = within[0], max(within[0], within[1] - gap * (len(heights) - 1))
+    bases = [min(max(total / count, low), high) for total, count in blocks for _ in range(int(count))]
     places = dict(zip(order, (base + rank * gap for rank, base in enumerate(bases)), strict=True))
     return [places[index] for index in range(len(heights))]
 

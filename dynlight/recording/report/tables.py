@@ -33,25 +33,20 @@ def readable(path: Path) -> Iterator[None]:
 class Rows:
     """Rows of a parquet file sorted by document and segment, with one column in memory at a time.
 
-    `documents` are those that have rows, `starts` the index of the first row of each of them, and `owner` says of each row
+    `names` are the columns that there are, `documents` those that have rows, `starts` the index of the first row of each of them, and `owner` says of each row
     whose it is, as an index into `documents`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with readable(path):
-            self._file = pq.ParquetFile(path)  # its schema is read once, not with each column
+            self._file = pq.ParquetFile(path)
+        self.names: list[str] = self._file.schema_arrow.names
         self._order = np.lexsort((self._read("segment"), self._read("document")))
         self._index()
 
     def __len__(self) -> int:
         return len(self._order)
-
-    @property
-    def names(self) -> list[str]:
-        """The columns that there are."""
-        names: list[str] = self._file.schema_arrow.names
-        return names
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._read(name)[self._order]
@@ -128,11 +123,12 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
     require(not unnamed, "folder", must, got=folder, advice=f"run.json lacks documents {unnamed[:5]}")
 
     def sums(source: Rows, name: str) -> np.ndarray:
-        of_rows = source.sums(name)
-        of_documents = dict(zip(source.documents.tolist(), of_rows.tolist(), strict=True))
-        return np.array([of_documents.get(document, 0) for document in documents], of_rows.dtype)
+        of_documents = source.sums(name)
+        known = dict(zip(source.documents.tolist(), of_documents.tolist(), strict=True))
+        return np.array([known.get(document, 0) for document in documents], of_documents.dtype)
 
-    table = table.assign(**{name: sums(rows, name) for name in ("nats", "static_nats", "updates", *FLOPS)})
+    of_rows = {name: sums(rows, name) for name in ("nats", "static_nats", "updates", *FLOPS)}
+    table = pd.concat([table, pd.DataFrame(of_rows)], axis=1)
     has_static = np.isfinite(rows["static_nats"]).any()
     not_finite = (rows.not_finite("static_nats") if has_static else {}) | rows.not_finite("nats")
     scored = sums(rows, "tokens").tolist()
