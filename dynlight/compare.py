@@ -11,7 +11,7 @@ HELP = """usage: python -m dynlight.compare runs/a runs/b ... [--baseline runs/a
 Compares runs document by document: prints a table, and writes a page that opens offline.
 
   runs                folders of runs, globs ('runs/*'), or folders in which runs lie, as those of a sweep
-  --baseline RUN      the run that the others are compared with, by its folder or its name in the table (default: the first)
+  --baseline RUN      the run that others are compared with, by its folder or its name in the table (default: the first)
   --out FILE.html     the page (default: compare.html in the folder in which the first run lies)
   --help              prints this
 

@@ -1,4 +1,4 @@
-"""Runs beside one another: margins are paired and exact, what can't be compared is left out and said, the page loads nothing."""
+"""Runs beside one another: margins are paired, what can't be compared is left out and said, the page loads nothing."""
 
 import json
 import math
@@ -183,7 +183,9 @@ def test_another_static_score_of_the_same_model_is_said_with_its_cause(tmp_path)
     contexts = [CONFIG | {"context": {"class_path": "T", "init_args": {"memory": memory}}} for memory in (1, 2)]
     base = make(tmp_path / "base", [20, 12], hashes={"model": "1"}, config=contexts[0])
     other = make(tmp_path / "other", [15, 11], hashes={"model": "1"}, config=contexts[1], static=22)
-    said = "another static score of the same model, 2.200 where the baseline has 2.400, as context.memory differs: gains are"
+    said = (
+        "another static score of the same model, 2.200 where the baseline has 2.400, as context.memory differs: gains"
+    )
     assert said in notes(base, other)
     near = make(tmp_path / "near", [15, 11], hashes={"model": "1"}, config=contexts[1], static=24 * (1 + 1e-6))
     assert notes(base, near) == ""

@@ -37,7 +37,7 @@ def compare(given: Sequence[str], baseline: str | None = None) -> Comparison:
 
     Args:
         given: folders of runs, globs of them, or folders in which runs lie.
-        baseline: the folder of a run, which may be one of them, or the name that a run has in the table; default the first.
+        baseline: the folder of a run, one of them or another, or the name that a run has in the table; default the first.
 
     Raises:
         SettingError: if fewer than two runs are left, or the baseline is none of them.

@@ -60,7 +60,7 @@ def _runs_in(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Folders of runs, finished or not, in the order of their names, 9 before 10; what lies within a run is not asked."""
+    """Folders of runs, finished or not, in the order of their names, 9 before 10; none is sought within a run."""
     if is_run(path) or (path / "config.yaml").is_file():
         yield path
     elif path.is_dir():

@@ -62,7 +62,7 @@ def best_of(comparison: Comparison) -> Pair | None:
 
 
 def verdict(pair: Pair) -> str:
-    """Say whether a run is `better` or `worse` than the baseline, or `open`, where its interval or margin allows both."""
+    """Say whether a run is `better` or `worse` than the baseline, or `open`, where its interval allows both."""
     if pair.margin is None:
         return "open"
     low, high = (pair.margin if end is None else end for end in (pair.low, pair.high))

@@ -21,8 +21,8 @@ class Pair:
     """A run beside the baseline.
 
     `margin`, `low` and `high` are the baseline's bits per byte − the run's over `documents`, and the ends of its 95%
-    interval (`rates.paired_margin`): positive where the run is better; None where there is nothing to compare, or, of the
-    interval, with a single document.
+    interval (`rates.paired_margin`): positive where the run is better; None where there is nothing to compare, the ends
+    with a single document, too.
     """
 
     run: Run
@@ -128,8 +128,8 @@ def _notes_of_two(made: Pair) -> Iterator[str]:
         yield "no document can be compared: there is no margin, and no picture shows the run"
     elif not made.is_drawn:
         yield (
-            f"{count:,} of the baseline's {len(baseline.documents):,} documents can be compared: the margin is over these "
-            "alone, and no picture shows the run"
+            f"{count:,} of the baseline's {len(baseline.documents):,} documents can be compared: the margin is over "
+            "these alone, and no picture shows the run"
         )
     if count and (more := len(run.documents) - count):
         yield f"{_documents(more)} in its sums of the table, but neither in the margin nor in a picture"
@@ -159,8 +159,8 @@ def _other_static(made: Pair) -> str | None:
     causes = [name for name in _between(run, baseline) if name.startswith(("context", "model."))]
     because = f", as {', '.join(causes)} differ{'s' if len(causes) == 1 else ''}" if causes else ""
     return (
-        f"another static score of the same model, {number(own)} where the baseline has {number(theirs)}{because}: gains are "
-        "over different references"
+        f"another static score of the same model, {number(own)} where the baseline has {number(theirs)}{because}: "
+        "gains are over different references"
     )
 
 

@@ -58,8 +58,8 @@ class Point(NamedTuple):
 def drawn_of(comparison: Comparison) -> list[Drawn]:
     """Return the runs that may stand in a picture, and give each a colour if there are few.
 
-    Of more than there are colours these go to the baseline and to the runs of the Pareto front over FLOPs, those with the
-    fewest bits first.
+    Of more than there are colours these go to the baseline and to the runs of the Pareto front over FLOPs, those with
+    the fewest bits first.
     """
     pairs = [(place, made) for place, made in enumerate(comparison.pairs) if made.is_drawn]
     scores = {place: made.scores(made.run) for place, made in pairs}
@@ -105,7 +105,7 @@ def pictures(comparison: Comparison, drawn: Sequence[Drawn]) -> dict[str, str]:
 
 
 def _points(drawn: Sequence[Drawn], cost: str) -> list[Point]:
-    """The runs and their static references; references with the same bits and FLOPs are one point, of their median cost."""
+    """The runs and their static references; those with the same bits and FLOPs are one point, of their median cost."""
     points = []
     static: dict[tuple, list[Drawn]] = {}
     for each in drawn:

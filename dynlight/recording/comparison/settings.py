@@ -47,8 +47,8 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 def differing(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the settings in which runs differ.
 
-    A setting that only some have, as an argument of their class, counts if it asks for something there: not null, false,
-    zero or empty.
+    A setting that only some have, as an argument of their class, counts if it asks for something there: not null,
+    false, zero or empty.
     """
     names = dict.fromkeys(name for run in runs for name in run)
     return [name for name in names if _differs([run.get(name, ABSENT) for run in runs])]

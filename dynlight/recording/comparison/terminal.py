@@ -13,7 +13,7 @@ HEAD = ["run", "docs", "tokens", "static", "adapted", "gain, %", "margin, 95%", 
 
 
 def printed_comparison(comparison: Comparison) -> str:
-    """Return the table: a line for each run, below it the settings in which it differs, at the end what can't be compared."""
+    """Return the table: a line for each run, below it the settings in which it differs; then what can't be compared."""
     lines = [HEAD, *(_cells(made, comparison) for made in comparison.pairs)]
     widths = [max(map(terminal_width, column)) for column in zip(*lines, strict=True)]
     first = max(8, min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:])))

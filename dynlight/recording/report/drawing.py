@@ -98,7 +98,7 @@ def spread(heights: list[float], gap: float, within: tuple[float, float]) -> lis
 
     >>> spread([0.0, 30.0, 32.0, 34.0], 10, (0, 99))
     [0.0, 22.0, 32.0, 42.0]
-    >>> spread([33.0, 34.0], 10, (0, 35))
+    >>> spread([33.0, 34.0], 10, (0.0, 35.0))
     [25.0, 35.0]
     """
     blocks: list[

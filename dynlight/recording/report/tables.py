@@ -33,8 +33,8 @@ def readable(path: Path) -> Iterator[None]:
 class Rows:
     """Rows of a parquet file sorted by document and segment, with one column in memory at a time.
 
-    `names` are the columns that there are, `documents` those that have rows, `starts` the index of the first row of each of them, and `owner` says of each row
-    whose it is, as an index into `documents`.
+    `names` are the columns that there are, `documents` those that have rows, `starts` the index of the first row of each
+    of them, and `owner` says of each row whose it is, as an index into `documents`.
     """
 
     def __init__(self, path: Path) -> None:
