@@ -37,7 +37,7 @@ def compare(given: Sequence[str], baseline: str | None = None) -> Comparison:
 
     Args:
         given: folders of runs, globs of them, or folders in which runs lie.
-        baseline: the folder of a run, one of them or another, or the name that a run has in the table; default the first.
+        baseline: the folder of a run, one of them or not, or the name of a run in the table; default the first.
 
     Raises:
         SettingError: if fewer than two runs are left, or the baseline is none of them.
@@ -47,7 +47,7 @@ def compare(given: Sequence[str], baseline: str | None = None) -> Comparison:
     if is_folder and Path(baseline or "").resolve() not in [folder.resolve() for folder in folders]:
         folders = [Path(baseline or ""), *folders]
     runs = []
-    for folder, name in zip(folders, names_of(folders) if folders else [], strict=True):
+    for folder, name in zip(folders, names_of(folders), strict=True):
         try:
             runs.append(read(folder, name))
         except SettingError as error:

@@ -1,7 +1,6 @@
 """Which folders hold the runs that are to be compared, and by which names they go."""
 
 import glob
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,10 +41,18 @@ def is_run(folder: Path) -> bool:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Return for each run its path below the folder that all of them lie in: no two have one name."""
-    paths = [folder.resolve() for folder in folders]
-    above = os.path.commonpath([path.parent for path in paths])
-    return [str(path.relative_to(above)) for path in paths]
+    """Return for each run the end of its path, of as few folders as tell the runs apart.
+
+    >>> names_of([Path("runs/a/1"), Path("runs/b/1")])
+    ['a/1', 'b/1']
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    ends: list[tuple[str, ...]] = []
+    for count in range(1, max(map(len, paths), default=0) + 1):
+        ends = [path[-count:] for path in paths]
+        if len(set(ends)) == len(ends):
+            break
+    return [str(Path(*end)) for end in ends]
 
 
 def _runs_in(path: Path) -> tuple[list[Path], list[Path]]:
