@@ -99,9 +99,7 @@ def test_what_cannot_be_is_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize(
-    "choice", [{"objective": Surprising(4.0)}, {"schedule": UpdateFrequency(above=4.0)}], ids=["objective", "schedule"]
-)
+@pytest.mark.parametrize("choice", [{"objective": Surprising(4.0)}, {"schedule": UpdateFrequency(above=4.0)}], ids=["objective", "schedule"])
 def test_rows_that_learn_at_different_times_are_refused(choice):
     with pytest.raises(SettingError, match="context.refresh must be null where each row asks its score"):
         run(tiny(), DOCUMENTS, TransformerXL(16, 40, refresh=1), update=SGD, **choice)

@@ -462,7 +462,7 @@ def test_needs_no_torch():
 
 @pytest.mark.slow
 def test_fifty_runs_take_two_seconds(tmp_path):
-    """CPU seconds of the command with the interpreter's start; the quickest of three, as the first may read from disk."""
+    """CPU seconds of the command, its start included; the quickest of three, as the first may read from disk."""
     segments = [(9.0, 10.0, 64, 150)] * 96
     first = make_rows(tmp_path / "runs/0", [segments] * 12)
     (first / "config.yaml").write_text(yaml.safe_dump(CONFIG))

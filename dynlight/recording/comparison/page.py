@@ -72,8 +72,8 @@ def verdict(pair: Pair) -> str:
 def _titled(svg: str, comparison: Comparison) -> str:
     """Give each run's elements its name and bits per byte, which a browser shows to who points at them."""
 
-    def title(found: re.Match[str]) -> str:
-        made = comparison.pairs[int(found[1])]
+    def title(match: re.Match[str]) -> str:
+        made = comparison.pairs[int(match[1])]
         text = f"{one_line(made.run.name)}, {number(made.scores(made.run).adapted)} bits per byte"
         return f'<g class="run"><title>{escape(text)}</title>'
 
