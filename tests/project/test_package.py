@@ -45,7 +45,8 @@ def files_in_git() -> list[Path]:
 # The wheel
 
 DATA = {f"dynlight/assets/tiny-books/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
-DATA |= {"dynlight/py.typed", "dynlight/recording/report/report.html.jinja", "dynlight/pretraining/card.md.jinja"}
+DATA |= {"dynlight/py.typed", "dynlight/pretraining/card.md.jinja"}
+DATA |= {f"dynlight/recording/{name}.html.jinja" for name in ("report/frame", "report/report", "comparison/compare")}
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):

@@ -4,20 +4,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynlight.recording.report.drawing import BLUE, GREY, INK, ORANGE, RULE, SOFT
+from dynlight.recording.report.drawing import BLUE
 from dynlight.recording.report.mixture_pictures import pictures_of_experts
 from dynlight.recording.report.pictures import pictures
 from dynlight.recording.report.rates import best_rate_sentence
 from dynlight.recording.report.ratios import ratio
 from dynlight.recording.report.tables import Rows, read_run, readable
-from dynlight.recording.report.text import number, one_line, si, visible
+from dynlight.recording.report.templates import rendered
 
 TABLE = 200  # documents in the table
 BARS = 40  # documents in the bar chart
@@ -42,10 +41,8 @@ def render(folder: Path, table: pd.DataFrame, summary: dict[str, Any]) -> str:
             ("weight_flops", "backward to weights", "#b9cfec"),
         )
     ]
-    strict: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(**strict, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(visible=visible, one_line=one_line, number=number, si=si)
-    return environment.from_string(Path(__file__).with_name("report.html.jinja").read_text("utf-8")).render(
+    return rendered(
+        Path(__file__).with_name("report.html.jinja"),
         run=dict.fromkeys(("device", "command", "versions")) | read_run(folder),
         summary=summary,
         static=summary["static"],
@@ -61,7 +58,6 @@ def render(folder: Path, table: pd.DataFrame, summary: dict[str, Any]) -> str:
         limit=limit,
         shades=SHADES,
         config=config.read_text("utf-8", errors="replace") if config.exists() else None,
-        colours={"ink": INK, "soft": SOFT, "grey": GREY, "blue": BLUE, "orange": ORANGE, "rule": RULE},
     )
 
 

@@ -101,14 +101,14 @@ def best_rate(nats: pd.DataFrame, table: pd.DataFrame, experts: list[dict[str, A
 
 def paired_margin(bits: np.ndarray, size: np.ndarray) -> tuple[float, float | None, float | None]:
     """Return Σ bits / Σ bytes over documents, with the ends of its interval; None with a single document."""
-    from scipy.stats import t  # takes half a second to load
+    from scipy.special import stdtrit  # not scipy.stats, which takes half a second to load
 
     total, count = int(size.sum()), len(bits)
     margin = math.fsum(bits) / total
     if count < 2:
         return margin, None, None
     spread = math.sqrt(count / (count - 1) * float(((bits - margin * size) ** 2).sum())) / total
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread
+    reach = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * spread
     return margin, margin - reach, margin + reach
 
 

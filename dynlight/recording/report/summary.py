@@ -25,15 +25,15 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
     run = read_run(folder)
     table = documents_table(folder) if table is None else table
     read_whole, failed = table[table.failed == ""], table[table.failed != ""]
-    adapted, static = _totals(read_whole, "nats"), _static(read_whole)
-    gain, gain_percent = _gain(adapted, static)
+    adapted, static = totals(read_whole, "nats"), static_totals(read_whole)
+    gain, gain_percent = gain_of(adapted, static)
     experts, best = rates.compare(folder, read_whole, run["experts"]) if run.get("experts") else (None, None)
     return {
         "name": run.get("name"),
         "documents": len(read_whole),
         **adapted,
         "updates": sum(read_whole.updates.tolist()),
-        **{name: _flops(read_whole[name]) for name in FLOPS if name != "static_flops"},
+        **{name: flops_of(read_whole[name]) for name in FLOPS if name != "static_flops"},
         "seconds": run.get("seconds"),
         "scoring_seconds": math.fsum(read_whole.scoring_seconds),
         "learning_seconds": math.fsum(read_whole.learning_seconds),
@@ -54,7 +54,7 @@ def summarise(folder: str | Path, table: pd.DataFrame | None = None) -> dict[str
     }
 
 
-def _totals(table: pd.DataFrame, nats: str) -> dict[str, Any]:
+def totals(table: pd.DataFrame, nats: str) -> dict[str, Any]:
     """Sum over documents, then divide: a ratio of sums, never a mean of ratios."""
     tokens, size, words = (sum(table[name].tolist()) for name in ("tokens", "bytes", "words"))
     total = math.fsum(table[nats])
@@ -69,28 +69,28 @@ def _totals(table: pd.DataFrame, nats: str) -> dict[str, Any]:
     }
 
 
-def _flops(column: pd.Series) -> int | None:
+def flops_of(column: pd.Series) -> int | None:
     """The sum, exactly; None where FLOPs could not be counted."""
     return None if column.isna().any() else sum(column.tolist())
 
 
-def _static(table: pd.DataFrame) -> dict[str, Any] | None:
+def static_totals(table: pd.DataFrame) -> dict[str, Any] | None:
     """The totals and the cost of the static reference; None in a run without one."""
     if not len(table) or table.static_nats.isna().any():
         return None
-    cost = {"flops": _flops(table.static_flops), "seconds": math.fsum(table.static_seconds)}
-    return _totals(table, "static_nats") | cost
+    cost = {"flops": flops_of(table.static_flops), "seconds": math.fsum(table.static_seconds)}
+    return totals(table, "static_nats") | cost
 
 
 def _teacher(table: pd.DataFrame) -> dict[str, Any] | None:
     """The totals and the cost of the teacher; None in a run without one."""
     if "teacher_nats" not in table or not len(table):
         return None
-    cost = {"flops": _flops(table.teacher_flops), "seconds": math.fsum(table.teacher_seconds)}
-    return _totals(table, "teacher_nats") | cost
+    cost = {"flops": flops_of(table.teacher_flops), "seconds": math.fsum(table.teacher_seconds)}
+    return totals(table, "teacher_nats") | cost
 
 
-def _gain(adapted: dict[str, Any], static: dict[str, Any] | None) -> tuple[float | None, float | None]:
+def gain_of(adapted: dict[str, Any], static: dict[str, Any] | None) -> tuple[float | None, float | None]:
     """Static − adapted in bits per byte, and in percent of static; None without a reference or without bytes."""
     if static is None or adapted["bits_per_byte"] is None:
         return None, None

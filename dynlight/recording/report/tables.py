@@ -33,23 +33,20 @@ def readable(path: Path) -> Iterator[None]:
 class Rows:
     """Rows of a parquet file sorted by document and segment, with one column in memory at a time.
 
-    `documents` are those that have rows, `starts` the index of the first row of each of them, and `owner` says of each row
-    whose it is, as an index into `documents`.
+    `names` are the columns that there are, `documents` those that have rows, `starts` the index of the first row of each
+    of them, and `owner` says of each row whose it is, as an index into `documents`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        with readable(path):
+            self._file = pq.ParquetFile(path)
+        self.names: list[str] = self._file.schema_arrow.names
         self._order = np.lexsort((self._read("segment"), self._read("document")))
         self._index()
 
     def __len__(self) -> int:
         return len(self._order)
-
-    @property
-    def names(self) -> list[str]:
-        """The columns that there are."""
-        names: list[str] = pq.read_schema(self._path).names
-        return names
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._read(name)[self._order]
@@ -58,7 +55,7 @@ class Rows:
         with readable(self._path):
             has_column = name in self.names
             require(has_column, "folder", f"have a column {name} in {self._path.name}", got=self._path.parent)
-            column = pq.read_table(self._path, columns=[name])[name]
+            column = self._file.read(columns=[name], use_threads=False)[name]  # threads take longer to start than this
             if name.endswith(("nats", "seconds")) or (name.endswith("flops") and column.null_count):
                 return column.cast(pa.float64()).to_numpy()  # null becomes NaN
             return pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
@@ -73,20 +70,21 @@ class Rows:
         self._index()
         return self
 
-    def sums(self, name: str) -> pd.Series:
-        """Sum a column for each document, exactly: int64, or fsum, which gives NaN if a value is not finite."""
+    def sums(self, name: str) -> np.ndarray:
+        """Sum a column for each of `documents`, exactly: int64, or fsum, which gives NaN if a value is not finite."""
         values = self[name]
         if not len(values):
-            return pd.Series([], self.documents, values.dtype)
+            return values
         if values.dtype == np.int64:
-            return pd.Series(np.add.reduceat(values, self.starts), self.documents)
+            return np.add.reduceat(values, self.starts)
         of_documents = np.split(values, self.starts[1:])
-        sums = [math.fsum(own.tolist()) if np.isfinite(own).all() else math.nan for own in of_documents]
-        return pd.Series(sums, self.documents)
+        return np.array([math.fsum(own.tolist()) if np.isfinite(own).all() else math.nan for own in of_documents])
 
     def not_finite(self, name: str) -> dict[int, int]:
         """Map each document that has a value that is not finite to the first segment that has one."""
         bad = ~np.isfinite(self[name])
+        if not bad.any():
+            return {}
         documents, first = np.unique(self["document"][bad], return_index=True)
         return dict(zip(documents.tolist(), self["segment"][bad][first].tolist(), strict=True))
 
@@ -119,15 +117,18 @@ def documents_table(folder: str | Path) -> pd.DataFrame:
     entries = read_run(folder)["documents"]
     table = _entries_table(folder, entries)
     rows, timings = Rows(folder / "segments.parquet"), Rows(folder / "timings.parquet")
-    unnamed = sorted(set(rows.documents.tolist()) - set(table.document))
+    documents = table.document.tolist()
+    unnamed = sorted(set(rows.documents.tolist()) - set(documents))
     must = "have a run.json with all documents of segments.parquet"
     require(not unnamed, "folder", must, got=folder, advice=f"run.json lacks documents {unnamed[:5]}")
 
     def sums(source: Rows, name: str) -> np.ndarray:
-        return source.sums(name).reindex(table.document, fill_value=0).to_numpy()
+        of_documents = source.sums(name)
+        known = dict(zip(source.documents.tolist(), of_documents.tolist(), strict=True))
+        return np.array([known.get(document, 0) for document in documents], of_documents.dtype)
 
-    for name in ("nats", "static_nats", "updates", *FLOPS):
-        table[name] = sums(rows, name)
+    of_rows = {name: sums(rows, name) for name in ("nats", "static_nats", "updates", *FLOPS)}
+    table = pd.concat([table, pd.DataFrame(of_rows)], axis=1)
     has_static = np.isfinite(rows["static_nats"]).any()
     not_finite = (rows.not_finite("static_nats") if has_static else {}) | rows.not_finite("nats")
     scored = sums(rows, "tokens").tolist()
