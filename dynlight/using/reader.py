@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynlight.choices.context import has_states
 from dynlight.choices.schedule import UpdateFrequency
-from dynlight.documents.document import Document, prefix_token
+from dynlight.documents.document import Document, prefix_token, tokenize
 from dynlight.documents.segments import Context, Segment
 from dynlight.documents.waves import segments_behind
 from dynlight.errors import SettingError, require
@@ -137,6 +137,10 @@ class Reader:
             values = np.concatenate(own).astype(np.float32)
             columns[name] = list(values) if values.ndim > 1 else values
         return pd.DataFrame(columns)
+
+    def fills(self, text: str) -> bool:
+        """Whether a text has enough tokens for a segment."""
+        return len(text) > 0 and len(tokenize(text, self.module.tokenizer)[0]) >= self.module.context.segment
 
     def read_tokens(self, tokens: Tensor, bytes: int = 0, learns: bool = True) -> list[Score]:
         """Reads tokens that follow what was read so far, and returns the score of each segment.
