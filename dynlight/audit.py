@@ -8,14 +8,17 @@ from typing import Any
 from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.audit --config X.yaml [--section.key value ...]
+       python -m dynlight.audit --decode --config X.yaml [--documents 0,2] [--tokens 512]
        python -m dynlight.audit --receipt runs/x [--documents 0,2] [--segments 0-7]
 
 Audits the run that X.yaml describes, as a black box, on small pieces of its documents.
 
   --config X.yaml     a run, and overrides, as for dynlight.fit; audit.json goes to a folder beside the run's: <out>-audit
   --policy            document (default), or stream where reset.every is never: what a document's nats may depend on
+  --decode            codes documents by the run's predictions, and decodes them by a model that is loaded anew; --tokens:
+                      of each, from the first (default: 512)
   --receipt folder    plays segments of a finished run again and compares them with its receipt.json
-  --documents         numbers of the documents to play again: 0,2 or 0-3 (default: all)
+  --documents         numbers of the documents to play again, or to decode: 0,2 or 0-3 (default: all; the first three)
   --segments          segments of them to compare (default: all)
   --help              prints this
 
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # Imported here, as they take seconds, which the help needn't wait for.
     from dynlight.auditing.audit import audit
+    from dynlight.auditing.decoding import decode_again
     from dynlight.auditing.replay import replay
     from dynlight.auditing.run_scorer import AuditedRun
     from dynlight.running.trainer import quiet
@@ -53,8 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             played = replay(options["receipt"], options.get("documents"), options.get("segments"))
             print(played.table())
             return 0 if played.agrees else 1
-        if replayed := options.keys() & {"documents", "segments"}:
-            raise SettingError("receipt", f"be given with {min(replayed)}", got="nothing")
+        if "decode" in options:
+            decoded = decode_again(rest, options.get("documents"), options.get("tokens"))
+            print(decoded.table())
+            return 0 if decoded.honest else 1
+        for name, of in (("documents", "receipt or decode"), ("segments", "receipt"), ("tokens", "decode")):
+            if name in options:
+                raise SettingError(of, f"be given with {name}", got="nothing")
         run = AuditedRun(rest)
         result = audit(run.scorer, policy=options.get("policy", run.policy), **run.knowledge())  # type: ignore[arg-type]
     except SettingError as error:
@@ -75,13 +84,18 @@ def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in ("receipt", "documents", "segments", "policy"):
+        if argument == "--decode":
+            options[name] = ""
+        elif argument.startswith("--") and name in ("receipt", "documents", "segments", "policy", "tokens"):
             given = value if equals else next(waiting, "")
             if not given:
                 raise SettingError(name, "be given a value", got="nothing")
             options[name] = given
         else:
             rest.append(argument)
+    for flag, others in (("decode", ("receipt", "segments", "policy")), ("receipt", ("tokens",))):
+        if flag in options and (misplaced := [name for name in others if name in options]):
+            raise SettingError(misplaced[0], f"be left out with {flag}", got=options[misplaced[0]])
     if options.get("policy", "document") not in ("document", "stream"):
         raise SettingError("policy", "be document or stream", got=options["policy"])
     return options, rest

@@ -60,7 +60,7 @@ def replay(folder: str | Path, documents: str | None = None, segments: str | Non
     """
     folder = Path(folder)
     contents = _receipt_of(folder)
-    wanted_documents, wanted_segments = _numbers("documents", documents), _numbers("segments", segments)
+    wanted_documents, wanted_segments = numbers("documents", documents), numbers("segments", segments)
     chosen = [row for row in contents["ledger"] if wanted_documents(row[0]) and wanted_segments(row[1])]
     if not chosen:
         raise SettingError("documents and segments", "name rows of the receipt", got=f"{documents} and {segments}")
@@ -140,7 +140,7 @@ def _receipt_of(folder: Path) -> dict[str, Any]:
     return contents
 
 
-def _numbers(name: str, given: str | None) -> Callable[[int], bool]:
+def numbers(name: str, given: str | None) -> Callable[[int], bool]:
     """A function that says whether a number is among those given as `0,2,5-7`; None gives all."""
     if given is None:
         return lambda number: True

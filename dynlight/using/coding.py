@@ -29,8 +29,14 @@ class Code(NamedTuple):
     nats: float  # of the distributions that it was made by: −Σ_t ln p(x_t), in float64
 
 
-def encode(reader: Reader, tokens: Tensor, watch: Watch | None = None) -> Code:
+def encode(reader: Reader, tokens: Tensor, watch: Watch | None = None, compares: bool = True) -> Code:
     """The code of tokens that follow what the reader has read; the reader has read them, too, afterwards.
+
+    Args:
+        reader: that predicts.
+        tokens: int64 [tokens].
+        watch: is told how far it is.
+        compares: whether what is predicted token by token must be what `training_step` scores.
 
     Raises:
         SettingError: if the model cannot be read token by token, or numbers go wrong.
@@ -45,7 +51,7 @@ def encode(reader: Reader, tokens: Tensor, watch: Watch | None = None) -> Code:
         sums[0] -= math.log(chances[token]) if chances[token] > 0 else -math.inf
         return token
 
-    _read(reader, len(tokens), next_token, watch)
+    _read(reader, len(tokens), next_token, watch, compares)
     return Code(encoder.get_compressed().astype(_WORD).tobytes(), sums[0])
 
 
@@ -66,11 +72,13 @@ def decode(reader: Reader, code: bytes, tokens: int, watch: Watch | None = None)
             raise SettingError("code", "be of this model", got="a token that it doesn't have")
         return found[-1]
 
-    _read(reader, tokens, next_token, watch)
+    _read(reader, tokens, next_token, watch, compares=False)  # the encoder has done so
     return torch.tensor(found, dtype=torch.int64)
 
 
-def _read(reader: Reader, tokens: int, next_token: Callable[[np.ndarray, int], int], watch: Watch | None) -> None:
+def _read(
+    reader: Reader, tokens: int, next_token: Callable[[np.ndarray, int], int], watch: Watch | None, compares: bool
+) -> None:
     """Reads tokens one by one, as encoder and decoder both do, and learns from each segment behind it.
 
     Args:
@@ -78,6 +86,7 @@ def _read(reader: Reader, tokens: int, next_token: Callable[[np.ndarray, int], i
         tokens: how many.
         next_token: gives the token at a place, from the distribution of it.
         watch: is told how far it is.
+        compares: as of `encode`.
     """
     reader.make_ready()
     check_token_by_token(reader.module)
@@ -97,7 +106,7 @@ def _read(reader: Reader, tokens: int, next_token: Callable[[np.ndarray, int], i
             nats -= math.log(max(chances[segment[-1]], 1e-300))
             ahead.take(segment[-1], is_last=place == columns - 1)
         score = reader.read_tokens(torch.tensor(segment))[0].sums[0]
-        if not abs(nats - score) <= _DIFFERENCE * (abs(score) + 1):
+        if compares and not abs(nats - score) <= _DIFFERENCE * (abs(score) + 1):
             config, got = reader.module.model.config, f"{nats:.4f} nats token by token, {score:.4f} as a segment"
             must = f"predict the same token by token as in whole segments, as type {config.model_type} does not"
             raise SettingError("model.pretrained", must, got=got)

@@ -293,7 +293,7 @@ def test_the_command_line(letters, capsys):
     [
         (["--config", "absent.yaml"], "config must be a YAML file, got absent.yaml"),
         (["--receipt", "absent"], "receipt must be the folder of a run, got absent"),
-        (["--documents", "0"], "receipt must be given with documents"),
+        (["--documents", "0"], "receipt or decode must be given with documents"),
         (["--receipt"], "receipt must be given a value"),
         (["--policy", "both"], "policy must be document or stream, got both"),
     ],
