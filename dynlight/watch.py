@@ -68,7 +68,7 @@ def _watch(reader: Any, surprising: Any, wait: float) -> int:
                 heapq.heappush(most, (line.surprise, -line.number, _shown(line)))
                 if len(most) > 10:
                     heapq.heappop(most)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes one of the other
         status = 130
     so_far = reader.so_far
     from dynlight.recording.report.ratios import bits_per_byte

@@ -9,26 +9,23 @@ import numpy as np
 import pandas as pd
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynlight.choices.context import has_states
-from dynlight.choices.schedule import UpdateFrequency
 from dynlight.documents.document import Document, prefix_token, tokenize
 from dynlight.documents.segments import Context, Segment
 from dynlight.documents.waves import segments_behind
 from dynlight.errors import SettingError, require
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.score import Score
-from dynlight.learning.stream import DocumentStream
 from dynlight.recording.hashes import hash_of_weights
 from dynlight.recording.kept import SoFar, folder_of, read_learned, write_learned
 from dynlight.recording.rows import columns_of_tokens
 from dynlight.recording.sealed import DamagedError, seal, unseal
 from dynlight.running.pretrained import Pretrained
 from dynlight.running.run import Run
-from dynlight.running.trainer import quiet_for_now, silent_trainer
+from dynlight.using.steps import take_steps
 
 STATE = "reader.sealed"
 
@@ -79,12 +76,9 @@ class Reader:
         """
         reader = cls.__new__(cls)
         settings = run.choices.trainer.as_dict() | {"devices": 1, "num_nodes": 1}
-        for name in ("strategy", "devices", "num_nodes"):
-            usual = {"strategy": "auto"}.get(name, 1)
+        for name, usual in (("strategy", "auto"), ("devices", "1"), ("num_nodes", "1")):
             got = run.choices.trainer[name]
-            require(
-                got in (usual, str(usual), "auto"), f"trainer.{name}", f"be {usual} for a text that goes on", got=got
-            )
+            require(str(got) in (usual, "auto"), f"trainer.{name}", f"be {usual} for a text that goes on", got=got)
         reader._begin(run.module(), settings)
         return reader
 
@@ -101,6 +95,7 @@ class Reader:
     def _start_anew(self) -> None:
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._segments = 0
+        self._is_whole = True  # whether all that was begun was read
         self.so_far = SoFar()
 
     def __len__(self) -> int:
@@ -175,6 +170,9 @@ class Reader:
     def _check(self, tokens: int) -> None:
         """Raises SettingError where so many tokens cannot follow."""
         context, choices = self.module.context, self.module.objective
+        require(
+            self._is_whole, "text", "follow a whole one", got="one that was cut short", advice="forget() it, or load()"
+        )
         is_cut = len(self._tokens) % context.segment == 0
         if context.refresh is not None or choices.replayed_share:
             what = "context.refresh" if context.refresh is not None else "objective Replayed"
@@ -186,18 +184,11 @@ class Reader:
             raise SettingError("text", must, got=f"{tokens} tokens", advice="read a token more or less")
 
     def _fit(self, segments: Sequence[Segment], learns: bool = True) -> list[Score]:
-        """Has Lightning make the steps of these segments, behind those that were made."""
-        module, collect = self.module, _Collect()
-        schedule = module.schedule
-        if not learns:
-            module.schedule = UpdateFrequency(every="never")
-        try:
-            with quiet_for_now():
-                silent_trainer(self._settings, [collect]).fit(module, _Segments(segments))
-        finally:
-            module.schedule = schedule
-        module.goes_on = True
-        return collect.scores
+        """The scores of these segments, which follow; where reading them is cut short, nothing can follow."""
+        self._is_whole = False
+        scores = take_steps(self.module, self._settings, segments, learns)
+        self._is_whole = True
+        return scores
 
     def forget(self) -> None:
         """Begins anew: the initial weights, no optimizer state and no memory; the next text is another one."""
@@ -312,7 +303,7 @@ class Reader:
         self.make_ready()
         self.module.load_progress_state(state["module"])
         self._tokens, self._segments, self._texts = state["tokens"], state["segments"], state["text"]
-        self.so_far = SoFar(**state["so_far"])
+        self.so_far, self._is_whole = SoFar(**state["so_far"]), True
 
     @property
     def sequence(self) -> Tensor:
@@ -343,33 +334,3 @@ class Reader:
             tensors = dict(model.named_parameters()) | dict(model.named_buffers())
             self._hash = hash_of_weights(tensors | dict(zip(weights.names, weights.initial, strict=True)))
         return self._hash
-
-
-class _Segments(DocumentStream):
-    """Segments that are made already."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        super().__init__("a text that goes on")
-        self._segments = segments
-
-    def setup(self, stage: str) -> None:
-        """There is nothing to load."""
-
-    def train_dataloader(self) -> Any:
-        return self
-
-    def __iter__(self) -> Iterator[Segment]:
-        return iter(self._segments)
-
-
-class _Collect(Callback):
-    """Keeps the score of every segment."""
-
-    def __init__(self) -> None:
-        self.scores: list[Score] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: DynamicEvaluation, outputs: object, batch: Segment, batch_idx: int
-    ) -> None:
-        if pl_module.score is not None:
-            self.scores.append(pl_module.score)

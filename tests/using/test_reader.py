@@ -224,3 +224,24 @@ def test_what_another_reader_has_saved_is_refused(tmp_path):
         reader_of(CHOICES["all weights"], tiny(seed=1)).load(tmp_path)
     with pytest.raises(SettingError, match=r"folder must hold the reader.sealed that Reader.save leaves"):
         reader.load(tmp_path / "nothing")
+
+
+def test_behind_a_text_that_was_cut_short_nothing_can_follow(monkeypatch):
+    reader = reader_of(CHOICES["all weights"])
+    first = reader.read(text_of(TOKENS[:16]))
+    step, count = type(reader.module).training_step, [0]
+
+    def stops(self, *arguments):
+        count[0] += 1
+        if count[0] == 2:
+            raise RuntimeError("a plug was pulled")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(type(reader.module), "training_step", stops)
+    with pytest.raises(RuntimeError, match="a plug was pulled"):
+        reader.read(text_of(TOKENS[16:64]))
+    monkeypatch.undo()
+    with pytest.raises(SettingError, match="text must follow a whole one, got one that was cut short"):
+        reader.read(text_of(TOKENS[16:64]))
+    reader.forget()
+    assert reader.read(text_of(TOKENS[:16])).equals(first)
