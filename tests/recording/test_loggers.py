@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dynlight import fit
 from dynlight.recording.checkpoint import Checkpoint
-from dynlight.recording.series import SERIES
+from dynlight.recording.names import SERIES
 from dynlight.running.configuration import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
