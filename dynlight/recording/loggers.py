@@ -50,7 +50,7 @@ def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[
 
 
 def open_loggers(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
-    """Opens the run of each logger, and gives W&B the run's configuration.
+    """Opens the run of each logger, and gives it the run's configuration.
 
     Where no account is set up, W&B keeps the run on disk instead of asking for a login.
 
@@ -76,6 +76,9 @@ def _opened(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[An
             if isinstance(logger, CSVLogger):
                 _ = logger.experiment
     _open_wandb(_wandb_loggers(loggers), settings)
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):  # which has it, nested as in the YAML
+            attempt(logger, logger.log_hyperparams, settings)
     versions = ((type(logger).__name__, logger.version) for logger in loggers)
     return [[name, version if isinstance(version, int | str) else None] for name, version in versions]
 

@@ -316,6 +316,15 @@ def test_tensorboard_holds_every_series(run, tmp_path):
     assert events.Scalars("bits_per_byte")[-1].value == pytest.approx(summary["bits_per_byte"])
 
 
+@pytest.mark.parametrize(("logger", "name"), [(csv_logger, "csv"), (board_logger, "board")])
+def test_other_loggers_hold_the_configuration_too(run, tmp_path, logger, name):
+    run(logger(tmp_path))
+    settings = yaml.safe_load((tmp_path / name / "version_0/hparams.yaml").read_text())
+    assert settings["update"] == {"class_path": "torch.optim.SGD", "init_args": settings["update"]["init_args"]}
+    assert settings["update"]["init_args"]["lr"] == 0.05
+    assert settings["data"]["path"] == "text"
+
+
 def test_two_loggers_are_told_the_same(run, online, tmp_path):
     run([WANDB, csv_logger(tmp_path)])
     rows = read_csv(tmp_path)
