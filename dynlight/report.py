@@ -1,20 +1,36 @@
 """`python -m dynlight.report runs/x`: a run's summary, tables and page, made again from its rows."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from dynlight.errors import SettingError
-from dynlight.recording.report.files import write
-from dynlight.recording.report.terminal import printed_table
+from dynlight.errors import SettingError, require
+
+HELP = """usage: python -m dynlight.report runs/X
+
+Makes the summary, the tables and the page of a run again from its rows, and prints the table.
+
+  runs/X     the folder of a run, such as runs/quickstart
+  --help     prints this
+
+exit status: 0 made, 2 couldn't be made
+"""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write a run's summary, table and report again from its rows, and print the table."""
-    parser = argparse.ArgumentParser("python -m dynlight.report", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="the folder of a run, such as runs/quickstart")
-    folder = parser.parse_args(arguments).folder
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes what the command line names; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(HELP, end="")
+        return 0
+    # Imported here, as they take a moment, which the help needn't wait for.
+    from dynlight.recording.report.files import write
+    from dynlight.recording.report.terminal import printed_table
+
     try:
+        is_one = len(arguments) == 1 and not arguments[0].startswith("-")
+        require(is_one, "runs/X", "be the folder of one run", got=" ".join(arguments))
+        folder = Path(arguments[0])
         write(folder)
         print(printed_table(folder), "", folder / "report.html", sep="\n")
     except (OSError, SettingError) as error:

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from dynlight.durable import is_out_of_room, sync_to_disk
 from dynlight.errors import SettingError, told
+from dynlight.recording.names import COST, DOCUMENTS, REPORT, over
 from dynlight.recording.report.tables import documents_table
 
 _FAILED: weakref.WeakSet[Logger] = weakref.WeakSet()  # loggers that have raised
@@ -49,7 +50,7 @@ def place_loggers(trainer: Namespace, folder: Path, versions: Sequence[Sequence[
 
 
 def open_loggers(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[Any]]:
-    """Opens the run of each logger, and gives W&B the run's configuration.
+    """Opens the run of each logger, and gives it the run's configuration.
 
     Where no account is set up, W&B keeps the run on disk instead of asking for a login.
 
@@ -75,6 +76,9 @@ def _opened(loggers: Sequence[Logger], settings: dict[str, Any]) -> list[list[An
             if isinstance(logger, CSVLogger):
                 _ = logger.experiment
     _open_wandb(_wandb_loggers(loggers), settings)
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):  # which has it, nested as in the YAML
+            attempt(logger, logger.log_hyperparams, settings)
     versions = ((type(logger).__name__, logger.version) for logger in loggers)
     return [[name, version if isinstance(version, int | str) else None] for name, version in versions]
 
@@ -117,10 +121,10 @@ def _close_wandb(logger: WandbLogger, folder: Path, summary: dict[str, Any]) -> 
 
     run = logger.experiment
     documents = documents_table(folder).astype(object)
-    results: dict[str, Any] = {"documents": wandb.Table(dataframe=documents.where(documents.notna(), None))}
+    results: dict[str, Any] = {DOCUMENTS: wandb.Table(dataframe=documents.where(documents.notna(), None))}
     if (folder / "report.html").exists():
-        results["report"] = wandb.Html((folder / "report.html").read_text(), inject=False)
-    run.log({f"results/{name}": result for name, result in results.items()})
+        results[REPORT] = wandb.Html((folder / "report.html").read_text(), inject=False)
+    run.log(results)
     run.summary.update({name: value for name, value in summary.items() if value is not None})
     run.finish()
     if run.offline:
@@ -161,7 +165,7 @@ def _define_series(run: Any, axes: Iterable[str], series: Iterable[str], costs: 
         run.define_metric(axis, hidden=True)
         for name in series:
             summary = None if axis == "tokens" else "none"  # each series stands once in the run's summary
-            run.define_metric(f"by_{axis}/{name}", step_metric=axis, summary=summary)
+            run.define_metric(over(axis, name), step_metric=axis, summary=summary)
     for name in costs:
         run.define_metric(name, step_metric="tokens")
 
@@ -240,8 +244,8 @@ def _log(logger: Logger, point: dict[str, dict[str, float]], step: int, resumes:
     if not isinstance(logger, WandbLogger):
         logger.log_metrics(axes | series | costs | weights, step)
         return
-    drawn = {f"by_{axis}/{name}": value for axis in axes for name, value in series.items()}
-    drawn |= {f"cost/{name}": cost for name, cost in costs.items()}
+    drawn = {over(axis, name): value for axis in axes for name, value in series.items()}
+    drawn |= {COST + name: cost for name, cost in costs.items()}
     if resumes:
         logger.experiment.log(axes | drawn | weights, step=step)
     else:  # W&B counts steps by itself, so that a user's callbacks may log beside

@@ -14,21 +14,8 @@ from dynlight.learning.score import Score
 from dynlight.learning.totals import Sums, sums_of
 from dynlight.recording.loggers import Points, define_series
 from dynlight.recording.meter import Meter
+from dynlight.recording.names import AXES, COST, COSTS, COSTS_OF_TEACHER, OF_TEACHER, SERIES, WEIGHT
 from dynlight.recording.report.ratios import bits_per_byte, nats_per_token, word_perplexity
-
-# What is logged over tokens and over FLOPs. Without a reference those of `static` and `gain` are left out.
-SERIES = (
-    "bits_per_byte",
-    "static_bits_per_byte",
-    "gain_bits_per_byte",
-    "nats_per_token",
-    "static_nats_per_token",
-    "word_perplexity",
-    "static_word_perplexity",
-    "segment_nats_per_token",
-    "segment_gain_nats_per_token",
-)
-OF_TEACHER = ("teacher_bits_per_byte", "teacher_nats_per_token")
 
 
 class FlopsLogger(Meter):
@@ -52,16 +39,15 @@ class FlopsLogger(Meter):
         self._resumes = resumes
 
     def begin(self, trainer: Trainer, module: DynamicEvaluation) -> None:
-        self._axes: dict[str, float] = {"tokens": 0, "flops": 0}
-        self._costs: dict[str, float] = {"update_flops": 0, "static_flops": 0}
-        self._costs |= {"scoring_seconds": 0.0, "learning_seconds": 0.0, "static_seconds": 0.0}
+        self._axes: dict[str, float] = dict.fromkeys(AXES, 0)
+        self._costs: dict[str, float] = {**COSTS}
         if module.teacher_model is not None:
-            self._costs |= {"teacher_flops": 0, "teacher_seconds": 0.0}
+            self._costs |= COSTS_OF_TEACHER
         self._board = module.processes.board
         self._has_loggers = bool(trainer.loggers)
         self._points = Points(trainer.loggers if module.processes.is_first else [], self._file, self._resumes)
         series = SERIES if module.teacher_model is None else SERIES + OF_TEACHER
-        define_series(trainer.loggers, self._axes, series, [*(f"cost/{name}" for name in self._costs), "weight/*"])
+        define_series(trainer.loggers, self._axes, series, [*(COST + name for name in self._costs), f"{WEIGHT}*"])
 
     def see(self, module: DynamicEvaluation, segment: Segment) -> None:
         score = module.score
@@ -153,4 +139,4 @@ def _expert_weights(score: Score, module: DynamicEvaluation) -> dict[str, float]
     if score.experts is None:
         return {}
     weights = score.experts.weights[:, score.rows].mean(axis=1).tolist()
-    return {f"weight/{expert.name}": weight for expert, weight in zip(module.experts, weights, strict=True)}
+    return {WEIGHT + expert.name: weight for expert, weight in zip(module.experts, weights, strict=True)}

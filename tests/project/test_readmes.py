@@ -105,7 +105,8 @@ def test_a_command_exists(line, monkeypatch):
             assert Path(argument).exists()
     file = command[command.index("--config") + 1] if "--config" in command else ""
     if command[:3] in (["python", "-m", "dynlight.fit"], ["python", "-m", "dynlight.audit"]) and Path(file).is_file():
-        check_settings(parse([argument for argument in command[3:] if argument != "--print_config"]))
+        own = ("--print_config", "--decode")
+        check_settings(parse([argument for argument in command[3:] if argument not in own]))
 
 
 @pytest.mark.parametrize("path", READMES, ids=IDS)

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dynlight import fit
 from dynlight.recording.checkpoint import Checkpoint
-from dynlight.recording.series import SERIES
+from dynlight.recording.names import SERIES
 from dynlight.running.configuration import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -314,6 +314,15 @@ def test_tensorboard_holds_every_series(run, tmp_path):
         values = [event.value for event in events.Scalars(name)]
         assert values == pytest.approx(expected[name].tolist(), rel=1e-5)
     assert events.Scalars("bits_per_byte")[-1].value == pytest.approx(summary["bits_per_byte"])
+
+
+@pytest.mark.parametrize(("logger", "name"), [(csv_logger, "csv"), (board_logger, "board")])
+def test_other_loggers_hold_the_configuration_too(run, tmp_path, logger, name):
+    run(logger(tmp_path))
+    settings = yaml.safe_load((tmp_path / name / "version_0/hparams.yaml").read_text())
+    assert settings["update"] == {"class_path": "torch.optim.SGD", "init_args": settings["update"]["init_args"]}
+    assert settings["update"]["init_args"]["lr"] == 0.05
+    assert settings["data"]["path"] == "text"
 
 
 def test_two_loggers_are_told_the_same(run, online, tmp_path):
