@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dynlight"
-WINGS = ("documents", "choices", "learning", "recording", "running", "auditing", "pretraining")
+WINGS = ("documents", "choices", "learning", "recording", "running", "auditing", "pretraining", "using")
 
 
 def test_no_import_runs_up_and_there_is_no_circle():
@@ -22,11 +22,11 @@ def test_no_import_runs_up_and_there_is_no_circle():
 def test_at_the_top_are_wings_and_doors_and_what_they_all_stand_on():
     files = {path.stem for path in PACKAGE.glob("*.py")}
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert files == {"__init__", "fit", "audit", "report", "errors", "durable"}
+    assert files == {"__init__", "fit", "audit", "report", "tasks", "errors", "durable"}
     assert folders == set(WINGS)
 
 
-@pytest.mark.parametrize("door", ["fit", "audit"])
+@pytest.mark.parametrize("door", ["fit", "audit", "tasks"])
 def test_the_help_of_a_door_imports_no_library_that_takes_long(door):
     code = f"import sys; from dynlight.{door} import main; main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
