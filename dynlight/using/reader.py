@@ -275,7 +275,7 @@ class Reader:
             )
         folder.mkdir(parents=True, exist_ok=True)
         state = {
-            "protocol": self._described(),
+            "protocol": self.protocol,
             "weights": self.hash_of_initial(),
             "module": self.module.progress_state(),
             "tokens": self._tokens,
@@ -297,7 +297,7 @@ class Reader:
             state = unseal(path)
         except DamagedError as error:
             raise SettingError("folder", f"hold a {STATE} that is whole", got=f"{folder}: {error}") from error
-        for name, own in (("protocol", self._described()), ("weights", self.hash_of_initial())):
+        for name, own in (("protocol", self.protocol), ("weights", self.hash_of_initial())):
             must = f"be saved by a reader of the same {'choices' if name == 'protocol' else 'model'}"
             require(state[name] == own, "folder", must, got=f"{folder} with {name} {state[name]}")
         self.make_ready()
@@ -321,8 +321,9 @@ class Reader:
         if not self.module.goes_on:
             self._fit([])
 
-    def _described(self) -> str:
-        """The protocol of a module, also of one that has read nothing yet."""
+    @property
+    def protocol(self) -> str:
+        """The choices in one line: what a number of this reader means."""
         self.make_ready()
         return self.module.protocol
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dynlight"
 WINGS = ("documents", "choices", "learning", "recording", "running", "using", "auditing", "pretraining")
-DOORS = ("fit", "audit", "report", "compare", "dashboard", "generate", "watch", "compress", "decompress")
+DOORS = ("fit", "audit", "report", "compare", "dashboard", "generate", "watch", "tasks", "compress", "decompress")
 
 
 def test_no_import_runs_up_and_there_is_no_circle():

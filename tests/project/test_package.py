@@ -241,7 +241,11 @@ def test_dependencies_are_what_is_imported():
     distributions = importlib.metadata.packages_distributions()
     needed = {canonicalize_name(distributions[name][0]) for name in _imported() - {"dynlight"}}
     declared = {canonicalize_name(Requirement(each).name) for each in PYPROJECT["project"]["dependencies"]}
-    optional = {canonicalize_name(Requirement(each).name) for extra in ("wandb", "compress") for each in EXTRAS[extra]}
+    optional = {
+        canonicalize_name(Requirement(each).name)
+        for extra in ("wandb", "compress", "lm-eval")
+        for each in EXTRAS[extra]
+    }
     assert declared == needed - optional
     assert optional < needed
 
