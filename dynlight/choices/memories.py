@@ -9,7 +9,8 @@ asks more of its bases than nats, and with a `__str__` by which its experts are 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ class Base:
     Shapes: S tokens, a vocabulary of V, H wide. Where the expert has failed all is NaN from that token on.
     """
 
-    nats: np.ndarray  # of each token, float64 [S]
+    nats: np.ndarray  # of each token, float64 [S]; none where the token is not known yet
     states: Tensor | None  # of the last layer, from which each token is predicted, [S, H]
     logits: Tensor | None  # [S, V]
 
@@ -62,6 +63,24 @@ class DocumentMemory(ABC):
             bases: by a number that stays the same through a document; some may be missing from a segment on.
             begins: whether a document begins with the tokens; the state may be of documents before it.
         """
+
+    def predict(self, state: State, bases: Mapping[int, Base], begins: bool = False) -> Mapping[int, np.ndarray]:
+        """Ln p(x) of each token x of the vocabulary as the next one, float64 [V], over each base; nothing is remembered.
+
+        What `read` would say of x, for every x. A memory that can say it at once does; this asks `read` V times.
+
+        Args:
+            state: what is remembered of the document, which is not changed.
+            bases: what they make of the next token alone, S = 1, with logits, and with states where the memory needs them.
+            begins: as of `read`.
+        """
+        log_chances = {number: log_chances_of(base) for number, base in bases.items()}
+        found = {number: np.empty_like(each) for number, each in log_chances.items()}
+        for token in range(max((len(each) for each in log_chances.values()), default=0)):
+            own = {number: replace(base, nats=-log_chances[number][[token]]) for number, base in bases.items()}
+            for number, nats in self.read(copy_of(state), torch.tensor([token]), own, begins).items():
+                found[number][token] = -nats[0]
+        return found
 
     @abstractmethod
     def flops(self, remembered: int, width: int, vocabulary: int) -> int:
@@ -121,6 +140,19 @@ class NeuralCache(DocumentMemory):
         state |= {"tokens": known[-self.size :], "states": states}
         return nats
 
+    def predict(self, state: State, bases: Mapping[int, Base], begins: bool = False) -> Mapping[int, np.ndarray]:
+        found = {}
+        for number, base in bases.items():
+            assert base.states is not None, "it needs them"
+            found[number] = log_chances = log_chances_of(base)
+            if state:
+                closeness = self.flatness * (base.states.double() @ state["states"][number].double().T)
+                shares = closeness[0].softmax(0).cpu().numpy()
+                recalled = np.bincount(state["tokens"].cpu().numpy(), shares, len(log_chances))
+                with np.errstate(divide="ignore"):  # ln 0 is −∞
+                    found[number] = -_mixed(-log_chances, np.log(recalled), self.share)
+        return found
+
     def flops(self, remembered: int, width: int, vocabulary: int) -> int:
         return 2 * width * min(remembered, self.size)
 
@@ -172,6 +204,21 @@ class NGrams(DocumentMemory):
                     log_chances = np.logaddexp(counted[order], lower[order] + log_chances)
                 nats[number] = -log_chances
         return nats
+
+    def predict(self, state: State, bases: Mapping[int, Base], begins: bool = False) -> Mapping[int, np.ndarray]:
+        found = {number: log_chances_of(base) for number, base in bases.items()}
+        contexts = [0] if begins or not state else state["contexts"]
+        for context in contexts[self.shortest : self.order]:
+            seen, vocabulary = state["followers"][context] if state else 0, len(next(iter(found.values()), ()))
+            if not seen:
+                break  # what was never seen has no longer context that was
+            nodes = [state["children"].get(context << 32 | token) for token in range(vocabulary)]
+            followed = np.array([0 if node is None else state["counts"][node] for node in nodes], dtype=float)
+            with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 is −∞; a base may have failed
+                counted = np.log(followed / (seen + self.concentration))
+                for number, log_chances in found.items():
+                    found[number] = np.logaddexp(counted, log_chances - np.log1p(seen / self.concentration))
+        return found
 
     def _count(self, state: State, tokens: list[int], begins: bool) -> tuple[np.ndarray, np.ndarray]:
         """How often each token followed its contexts of 0 to order − 1 tokens, and any token did, float64 [order, S]; counts on.
@@ -251,11 +298,31 @@ class OutputBias(DocumentMemory):
         state |= biases
         return nats
 
+    def predict(self, state: State, bases: Mapping[int, Base], begins: bool = False) -> Mapping[int, np.ndarray]:
+        found = {}
+        for number, base in bases.items():
+            assert base.logits is not None, "it needs them"
+            biased = base.logits[0].float() + state.get(number, 0.0)
+            found[number] = biased.log_softmax(0).double().cpu().numpy()
+        return found
+
     def flops(self, remembered: int, width: int, vocabulary: int) -> int:
         return 6 * vocabulary
 
     def __str__(self) -> str:
         return f"output bias(rate {self.rate:g})"
+
+
+def copy_of(state: State) -> State:
+    """A state that can be changed while the other stays: memories change its dictionaries and lists, and make new tensors."""
+    return {name: copy(value) for name, value in state.items()}
+
+
+def log_chances_of(base: Base) -> np.ndarray:
+    """Ln p(x) of every x as the next token, float64 [V], from an fp32 log-softmax."""
+    assert base.logits is not None, "a prediction of the next token has them"
+    log_chances: np.ndarray = base.logits[0].float().log_softmax(0).double().cpu().numpy()
+    return log_chances
 
 
 def _mixed(nats: np.ndarray, log_chances: np.ndarray, share: float) -> np.ndarray:

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dynlight.choices.memories import STATIC, Base, DocumentMemory, State
+from dynlight.choices.memories import STATIC, Base, DocumentMemory, State, copy_of
 from dynlight.documents.segments import Segment
 
 
@@ -67,6 +68,10 @@ class Remembering:
                 first += len(numbers)
             self._known[place] += len(tokens)
 
+    def ahead(self, begins: bool) -> "Ahead":
+        """What the memories say of the next tokens of a single document; `begins`: whether it begins with them."""
+        return Ahead(self._memories, self._bases, [copy_of(states[0]) for states in self._states], begins)
+
     def progress_state(self) -> dict[str, Any]:
         """What is kept of the documents."""
         return {"states": self._states, "known": self._known}
@@ -74,3 +79,34 @@ class Remembering:
     def load_progress_state(self, state: dict[str, Any]) -> None:
         """Puts back what `progress_state` gave."""
         self._states, self._known = state["states"], state["known"]
+
+
+class Ahead:
+    """What memories say of the tokens that follow, one by one; what they keep themselves stays as it is.
+
+    Args:
+        memories: that remember.
+        numbers: of each memory the bases that it is over.
+        states: of each memory, a copy of its own.
+        begins: whether a document begins.
+    """
+
+    def __init__(
+        self, memories: Sequence[DocumentMemory], numbers: Sequence[Sequence[int]], states: list[State], begins: bool
+    ) -> None:
+        self._each = list(zip(memories, numbers, states, strict=True))
+        self._begins = begins
+
+    def predict(self, bases: Mapping[int, Base], vocabulary: int) -> np.ndarray:
+        """Ln p of every token as the next one, float64 [experts, V]; NaN where an expert's base has failed."""
+        rows = []
+        for memory, numbers, state in self._each:
+            said = memory.predict(state, {number: bases[number] for number in numbers if number in bases}, self._begins)
+            rows += [said.get(number, np.full(vocabulary, np.nan)) for number in numbers]
+        return np.array(rows).reshape(len(rows), vocabulary)
+
+    def take(self, token: Tensor, bases: Mapping[int, Base]) -> None:
+        """Remembers a token, int64 [1], of which the bases have nats."""
+        for memory, numbers, state in self._each:
+            memory.read(state, token, {number: bases[number] for number in numbers if number in bases}, self._begins)
+        self._begins = False

@@ -7,6 +7,7 @@ of sums in another order.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ import torch
 from torch import Tensor
 
 from dynlight.choices.context import has_cache, has_states
+from dynlight.choices.memories import STATIC, Base, log_chances_of
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.errors import require
 from dynlight.learning.carried import Memory
-from dynlight.learning.forward import Keeps
+from dynlight.learning.forward import Reading
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.weights import Weights
-
-_KEEPS: Keeps = frozenset({"logits"})
 
 
 def check_token_by_token(module: DynamicEvaluation) -> None:
@@ -30,8 +30,6 @@ def check_token_by_token(module: DynamicEvaluation) -> None:
     must = "have a cache of keys and values alone, with which it is read token by token"
     is_cached = has_cache(config) and not has_states(config)
     require(is_cached, "model.pretrained", must, got=f"a model of type {config.model_type}")
-    require(not module.memories, "memories", "be null, as each knows the chance of the token that came alone",
-            got=f"{len(module.memories)} of them")  # fmt: skip
     require(
         not module.has_teacher_expert, "mixture.teacher", "be false, as a teacher is not read token by token", got=True
     )
@@ -69,7 +67,9 @@ class TokenByToken:
         self._memory: Memory = None if is_first else self._weights.memory
         self._static_memory: Memory = None if is_first else self._weights.static_memory
         self._log_weights = module.predictor.log_weights()
+        self._memories = module.predictor.memories.ahead(begins=is_first)
         self._logs = np.empty((0, 0))  # of the next token ln p of each expert, float64 [E, V]
+        self._bases: dict[int, Base] = {}  # what static and rules make of it, for the memories
         self._read_first()
 
     def probabilities(self) -> np.ndarray:
@@ -82,11 +82,14 @@ class TokenByToken:
 
     def take(self, token: int, is_last: bool = False) -> None:
         """Goes on behind a token; nothing is read behind the last one."""
-        nats = -self._logs[:, None, [token]]
-        self._log_weights = self._module.predictor.weighted(self._log_weights, nats)
-        if not is_last:
-            self._again += 1
-            self._read(self._sequence.new_tensor([[token]]), self._place, None)
+        self._log_weights = self._module.predictor.weighted(self._log_weights, -self._logs[:, None, [token]])
+        if is_last:
+            return
+        known = self._sequence.new_tensor([token])
+        bases = {number: replace(base, nats=-log_chances_of(base)[[token]]) for number, base in self._bases.items()}
+        self._memories.take(known, bases)
+        self._again += 1
+        self._read(known[None], self._place, None)
 
     @property
     def _place(self) -> int:
@@ -106,16 +109,29 @@ class TokenByToken:
         """Reads inputs [1, C + 1] that end at a position; keeps what each expert says of the token behind them."""
         cut = Cut(1, place + 1 - inputs.shape[1], place + 1, 0)
         segment = Segment((), cut, inputs, inputs[:, -1:], (slice(0, 1),), (0,), sinks)
-        with self._module.trainer.precision_plugin.forward_context(), _lent(self._weights, self._context):
-            self._weights.memory, self._weights.static_memory = self._memory, self._static_memory
+        module, weights = self._module, self._weights
+        with module.trainer.precision_plugin.forward_context(), _lent(weights, self._context):
+            weights.memory, weights.static_memory = self._memory, self._static_memory
             static = None
-            if self._module.has_static_expert:
-                static = self._weights.score_static(segment, keeps=_KEEPS)
+            if module.has_static_expert and module.rules:
+                static = weights.score_static(segment, keeps={"logits", *module.predictor.keeps_static})
                 self._static_memory = static.memory
-            own = self._weights.score(segment, keeps=_KEEPS, plain=True)
+            own = weights.score(segment, keeps={"logits", *module.predictor.keeps}, plain=True)
             self._memory = own.memory
+        owners = weights.owners if module.rules else []
+        if module.has_static_expert and not module.rules:
+            static = own
         of_static = None if static is None else _logs(static.logits)
-        self._logs = self._module.predictor.by_expert(_logs(own.logits), of_static, self._weights.owners)
+        logs = module.predictor.by_expert(_logs(own.logits), of_static, owners)
+        self._bases = {} if static is None else {STATIC: _base(static, 0)}
+        self._bases |= {rule: _base(own, row) for row, (rule, _) in enumerate(owners)}
+        with torch.autocast(inputs.device.type, enabled=False):
+            self._logs = np.concatenate([logs, self._memories.predict(self._bases, logs.shape[1])])
+
+
+def _base(reading: Reading, row: int) -> Base:
+    """What a row of a reading makes of the token behind it."""
+    return Base(np.empty(0), **reading.kept_of(row, slice(0, 1)))
 
 
 def _logs(logits: Tensor | None) -> np.ndarray:

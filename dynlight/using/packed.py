@@ -44,7 +44,7 @@ _USUAL = b"""{"settings":{"model":{"pretrained":"tiny-books"},"context":{"class_
 "dynlight.All"},{"class_path":"dynlight.LoRA","init_args":{"rank":8}},"dynlight.Matching","init_args":{"names":"mlp","blocks":[-2,
 -1]}},"update":{"class_path":"torch.optim.SGD","torch.optim.AdamW","torch.optim.Adam","init_args":{"lr":0.002,"betas":[0.9,0.999],
 "eps":1e-08,"weight_decay":0.0,"amsgrad":false,"maximize":false,"capturable":false,"differentiable":false,"decoupled_weight_decay"
-:false}},"trainer":{"accelerator":"cpu"}},"made":["dynlight 0.1.0, torch 2.13.0, transformers 5.19.0, numpy 2., constriction 0.5.0
+:false}},"trainer":{"accelerator":"cpu"}},"mixture":{"rates":[0.001,0.01],"memories":[{"class_path":"dynlight.NGrams","init_args":{"order":6,"concentration":4.0}}],"made":["dynlight 0.1.0, torch 2.13.0, transformers 5.19.0, numpy 2., constriction 0.5.0
 ","x86_64 AVX2 AVX512 AMD EPYC Intel(R) Xeon(R) CPU",1],"model":"","sha":"","tokenizer":"","tokens":"""
 
 

@@ -1,6 +1,8 @@
 """What memories say of each token, over the static model and over what learns, against the published formulas."""
 
+import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +23,7 @@ from dynlight import (
     SettingError,
     TransformerXL,
 )
-from dynlight.choices.memories import Base
+from dynlight.choices.memories import Base, DocumentMemory
 from dynlight.documents.waves import segments
 from dynlight.learning.remembering import Remembering
 
@@ -195,6 +197,29 @@ def test_flops_of_memories_are_those_of_their_formulas():
     remembered(memories[:1], update=None, rates=None, callbacks=[alone], documents=DOCUMENTS[:1])
     assert (alone.segments.flops - alone.segments.static_flops).tolist() == [16 * 16] * 4 + [16 * 6]
     assert alone.segments.static_flops.tolist() == without.segments.static_flops.tolist()
+
+
+@pytest.mark.parametrize("memory", ALL, ids=str)
+def test_the_next_token_is_predicted_as_each_would_be_read(memory):
+    """What a memory says at once of all tokens is what `read` says of each, and changes nothing."""
+    generator, state = torch.Generator().manual_seed(0), {}
+    for token in [0, 3, 1, 3, 1, 3, 1, 2, 3, 1]:
+        logits = torch.randn(1, 6, generator=generator)
+        logits[0, 4] = -math.inf
+        bases = {number: Base(np.empty(0), torch.randn(1, 5, generator=generator), logits) for number in (-1, 0)}
+        before = copy.deepcopy(state)
+        found = memory.predict(state, bases, begins=not state)
+        assert str(state) == str(before)
+        asked = DocumentMemory.predict(memory, state, bases, begins=not state)
+        assert str(state) == str(before)
+        for number in bases:
+            assert found[number] == pytest.approx(asked[number], abs=1e-6)
+            assert np.exp(found[number]).sum() == pytest.approx(1, abs=1e-5)
+        own = {
+            number: replace(base, nats=-base.logits.log_softmax(-1)[0, [token]].double().numpy())
+            for number, base in bases.items()
+        }
+        memory.read(state, torch.tensor([token]), own, begins=not state)
 
 
 def test_large_states_and_tokens_without_a_chance_stay_a_distribution():

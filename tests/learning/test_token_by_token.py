@@ -7,13 +7,15 @@ import pytest
 import torch
 from models import CONFIGS, tiny
 from running import random_tokens
+from transformers import Lfm2Config
 
-from dynlight import LoRA, Mixture, NGrams, Overlapping, Reader, SettingError, TransformerXL
+from dynlight import LoRA, Mixture, NeuralCache, NGrams, OutputBias, Overlapping, Reader, SettingError, TransformerXL
 from dynlight.learning.token_by_token import TokenByToken, check_token_by_token
 
 TOKENS = torch.tensor(random_tokens(75, 3))
 ADAM = partial(torch.optim.AdamW, lr=0.01)
 MEMORY, WINDOWS = TransformerXL(16, 24), Overlapping(16, 40)
+MEMORIES = [NGrams(4, 3.0), NeuralCache(20, 0.3, 0.2), OutputBias(0.1, over="static"), OutputBias(0.2)]
 CASES = {
     **{f"{name} in windows": (name, {"context": WINDOWS}) for name in CONFIGS},
     **{f"{name}, memory": (name, {"context": MEMORY}) for name in ("llama", "gpt_neox", "qwen3", "mistral", "gemma3")},
@@ -24,6 +26,15 @@ CASES = {
     "soft caps, shared keys": ("gemma4", {"context": WINDOWS}),
     "rates": ("llama", {"context": MEMORY, "update": torch.optim.AdamW, "rates": [0.01, 0.1]}),
     "a mixture of its own": ("llama", {"context": WINDOWS, "update": None, "mixture": Mixture(switching=0.0)}),
+    "memories over static": ("llama", {"context": WINDOWS, "update": None, "memories": MEMORIES}),
+    "memories over rates": (
+        "llama",
+        {"context": MEMORY, "update": torch.optim.AdamW, "rates": [0.01, 0.1], "memories": MEMORIES},
+    ),
+    "memories, and a rate fails": (
+        "llama",
+        {"context": MEMORY, "update": torch.optim.SGD, "rates": [0.01, 1e9], "memories": MEMORIES},
+    ),
     "one rate fails": ("llama", {"context": MEMORY, "update": torch.optim.SGD, "rates": [0.01, 1e9]}),
 }
 
@@ -62,8 +73,9 @@ def test_an_earlier_text_is_forgotten():
     assert np.array_equal(TokenByToken(reader.module, reader.sequence, 16).probabilities(), first)
 
 
-def test_what_knows_a_single_token_alone_is_refused():
-    reader = reader_of("llama", {"context": MEMORY, "update": None, "memories": [NGrams(4, 3.0)]})
+def test_models_with_states_are_refused():
+    reader = reader_of("llama", {"context": MEMORY})
     reader.make_ready()
-    with pytest.raises(SettingError, match="memories must be null"):
+    reader.module.model.config = Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(SettingError, match="model.pretrained must have a cache of keys and values alone"):
         check_token_by_token(reader.module)

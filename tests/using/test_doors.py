@@ -68,6 +68,12 @@ CHOICES = {
         "seed": 3,
     },
 }
+CHOICES["memories"] = CHOICES["a mixture of rates"] | {
+    "memories": [
+        {"class_path": "NGrams", "init_args": {"order": 4, "concentration": 3.0}},
+        {"class_path": "NeuralCache", "init_args": {"size": 30, "flatness": 0.3, "share": 0.2, "over": "static"}},
+    ]
+}
 FILES = {
     "text": TEXT.encode(),
     "nothing": b"",
@@ -181,15 +187,11 @@ def test_a_damaged_file_is_told(dyn, capsys, damage, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"memories": [{"class_path": "NGrams", "init_args": {"order": 4, "concentration": 3.0}}], "update": None},
-            "memories must be null, as each knows the chance of the token that came alone",
-        ),
         ({"model": {"pretrained": ..., "compile": True}}, "model.compile must be false"),
         ({"update": {"class_path": "SGD", "init_args": {"lr": 1e9}}}, "error: "),
         ({"trainer": {"accelerator": "cpu", "devices": 2}}, "trainer.devices must be 1 for a text that goes on, got 2"),
     ],
-    ids=["memories", "compile", "rate", "devices"],
+    ids=["compile", "rate", "devices"],
 )
 def test_what_cannot_be_coded_is_refused(config, model, capsys, changes, message):
     if changes.get("model"):
