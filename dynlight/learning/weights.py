@@ -59,6 +59,7 @@ class Weights(ABC):
         self.model = model
         self.context = context
         self._nats_of = nats_function(model, compile)
+        self._plain_nats_of = nats_function(model, False) if compile else self._nats_of
         # Of the learned weights; taken first, as modules in rows may hold theirs under others.
         self.names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         self.memory: Memory = None
@@ -223,7 +224,7 @@ class Weights(ABC):
         plain: bool = False,
     ) -> Reading:
         """Reads a segment by the model as it is now; `plain`: not compiled."""
-        nats_of = nats_function(self.model, False) if plain else self._nats_of
+        nats_of = self._plain_nats_of if plain else self._nats_of
         return nats_of(segment, memory, self.context, guide, keeps)
 
     def _switch_adapters(self, on: bool) -> None:
