@@ -191,6 +191,16 @@ def test_another_static_score_of_the_same_model_is_said_with_its_cause(tmp_path)
     assert "static" not in notes(base, model)
 
 
+def test_adapters_do_not_make_another_model(tmp_path):
+    """Their weights are in the hash of the model, so it differs where other parameters learn."""
+    lora = CONFIG | {"parameters": {"class_path": "LoRA", "init_args": {"rank": 8}}}
+    base = make(tmp_path / "base", [20, 12], hashes={"model": "1"}, config=CONFIG)
+    other = make(tmp_path / "other", [15, 11], hashes={"model": "2"}, config=lora)
+    assert "other weights" not in notes(base, other)
+    worse = make(tmp_path / "worse", [15, 11], hashes={"model": "2"}, config=lora, static=22)
+    assert "another static score of the same model" in notes(base, worse)
+
+
 def test_runs_that_failed_or_lack_something_are_said(base):
     failed = make(base.parent / "failed", [15, 11, 7])
     change_run(failed, lambda run: run["documents"][2].update(failed={"segment": 0, "reason": "nats are infinite"}))
@@ -280,7 +290,8 @@ def test_settings_in_which_runs_differ():
     assert differing([adam(0.1), adam(0.2)]) == ["update.lr"]
     assert differing([adam(0.1), sgd]) == ["update", "update.betas"]
     assert differing([adam(0.1), adam(0.1, clip=None)]) == []
-    assert words(adam(0.002), ["update", "update.lr", "clip"]) == "update Adam, update.lr 0.002"
+    assert words(adam(0.002), sgd) == "update Adam, update.lr 0.002, update.betas [0.9, 0.99]"
+    assert words(sgd, sgd | {"clip": 1.0}) == ""
 
 
 def test_only_what_differs_is_shown(base):

@@ -33,7 +33,7 @@ def render(comparison: Comparison) -> str:
             "scores": made.run.scores,
             "is_baseline": made.run is comparison.baseline,
             "margin": margin_words(made),
-            "words": words(made.run.settings, comparison.differing),
+            "words": words(made.run.settings, comparison.baseline.settings),
             "colour": colours.get(place),
         }
         for place, made in enumerate(comparison.pairs)

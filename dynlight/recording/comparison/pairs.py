@@ -133,7 +133,7 @@ def _notes_of_two(made: Pair) -> Iterator[str]:
         )
     if count and (more := len(run.documents) - count):
         yield f"{_documents(more)} in its sums of the table, but neither in the margin nor in a picture"
-    if _differ(run, baseline, "model") and not [name for name in _between(run, baseline) if name.startswith("model.")]:
+    if _differ_in_weights(run, baseline) and not any(name.startswith("model.") for name in _between(run, baseline)):
         yield "other weights of the model, though its settings are the same (receipt.json)"
     if made.documents and not made.has_same_tokens:
         yield "another tokenizer: compared in bits per byte alone, and not drawn by tokens"
@@ -152,7 +152,7 @@ def _other_static(made: Pair) -> str | None:
     if not made.documents or not run.has_static or not baseline.has_static or run.hash("model") is None:
         return None
     own, theirs = (made.scores(each).static for each in (run, baseline))
-    if _differ(run, baseline, "model") or baseline.hash("model") is None or own is None or theirs is None:
+    if _differ_in_weights(run, baseline) or baseline.hash("model") is None or own is None or theirs is None:
         return None
     if abs(ratio(own - theirs, theirs) or 0.0) <= SAME_STATIC:
         return None
@@ -168,6 +168,13 @@ def _differ(run: Run, baseline: Run, what: str) -> bool:
     """Whether receipts of both tell a hash, and not the same one."""
     own, theirs = run.hash(what), baseline.hash(what)
     return None not in (own, theirs) and own != theirs
+
+
+def _differ_in_weights(run: Run, baseline: Run) -> bool:
+    """Whether receipts tell other weights of the model; where other parameters learn they may, as adapters are among them."""
+    return _differ(run, baseline, "model") and not any(
+        name.startswith("parameters") for name in _between(run, baseline)
+    )
 
 
 def _between(run: Run, baseline: Run) -> list[str]:

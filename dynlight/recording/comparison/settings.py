@@ -10,7 +10,7 @@ from dynlight.errors import SettingError
 from dynlight.recording.report.text import one_line
 
 # Where a run goes and who looks on: they change none of its numbers.
-ASIDE = ("out.", "overwrite.", "checkpoint.", "trainer.logger.", "trainer.profiler.")
+ASIDE = ("out.", "overwrite.", "checkpoint.", "keep.", "trainer.logger.", "trainer.profiler.")
 DESCRIBED = ("device", "processes", "versions")  # of run.json
 ABSENT = object()
 
@@ -74,6 +74,6 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else one_line(str(value))
 
 
-def words(settings: dict[str, Any], names: Sequence[str]) -> str:
-    """Say a run's own values of settings: `update SGD, update.lr 0.1`."""
-    return ", ".join(f"{name} {shown(settings[name])}" for name in names if name in settings)
+def words(settings: dict[str, Any], others: dict[str, Any]) -> str:
+    """Say a run's values of those settings in which it differs from another: `update SGD, update.lr 0.1`."""
+    return ", ".join(f"{name} {shown(settings[name])}" for name in differing([settings, others]) if name in settings)

@@ -13,7 +13,7 @@ HEAD = ["run", "docs", "tokens", "static", "adapted", "gain, %", "margin, 95%", 
 
 
 def printed_comparison(comparison: Comparison) -> str:
-    """Return the table: a line for each run, below it the settings in which it differs; then what can't be compared."""
+    """Return the table: a line for each run, below it the settings in which it differs from the baseline; then what can't be compared."""
     lines = [HEAD, *(_cells(made, comparison) for made in comparison.pairs)]
     widths = [max(map(terminal_width, column)) for column in zip(*lines, strict=True)]
     first = max(8, min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:])))
@@ -25,7 +25,7 @@ def printed_comparison(comparison: Comparison) -> str:
     rule = "─" * (first + sum(widths[1:]) + 2 * len(widths[1:]))
     printed = [head, rule]
     for row, made in zip(rows, comparison.pairs, strict=True):
-        printed += [row, *_wrapped(words(made.run.settings, comparison.differing))]
+        printed += [row, *_wrapped(words(made.run.settings, comparison.baseline.settings))]
     printed += [rule, *_legend(comparison)]
     for warning in comparison.warnings:
         printed += textwrap.wrap(f"warning: {one_line(warning)}", WIDTH, subsequent_indent="  ")
@@ -57,6 +57,6 @@ def _legend(comparison: Comparison) -> list[str]:
     baseline = one_line(comparison.baseline.name)
     return textwrap.wrap(
         f"static, adapted: bits per byte. margin: bits per byte of {baseline} − the run's, positive where the run is "
-        "better, with its 95% interval, paired by document. Below each run the settings in which runs differ.",
+        "better, with its 95% interval, paired by document. Below each run the settings in which it is another.",
         WIDTH,
     )
