@@ -191,6 +191,21 @@ def test_another_static_score_of_the_same_model_is_said_with_its_cause(tmp_path)
     assert "static" not in notes(base, model)
 
 
+def test_a_run_in_which_nothing_learns_is_one_point(base):
+    own = make(base.parent / "own", [24, 16])
+    for name in ("segments", "timings"):
+        rows = pd.read_parquet(own / f"{name}.parquet")
+        rows = rows.assign(static_flops=0) if name == "segments" else rows.assign(static_seconds=1e-4)
+        rows.to_parquet(own / f"{name}.parquet")
+    comparison = compare([str(base), str(own)])
+    scores = comparison.pairs[1].scores(comparison.pairs[1].run)
+    assert (scores.static_flops, scores.static_seconds, scores.times) == (None, None, None)
+    drawn = pictures.drawn_of(comparison)
+    for cost in ("flops", "seconds"):
+        assert min(point.cost for point in pictures._points(drawn, cost)) > 1e-3
+        assert [point.label for point in pictures._points(drawn, cost)] == ["base", "own", "static"]
+
+
 def test_adapters_do_not_make_another_model(tmp_path):
     """Their weights are in the hash of the model, so it differs where other parameters learn."""
     lora = CONFIG | {"parameters": {"class_path": "LoRA", "init_args": {"rank": 8}}}

@@ -19,7 +19,8 @@ from dynlight.recording.report.tables import documents_table, read_run
 class Scores(NamedTuple):
     """What documents of a run come to: bits per byte, gain in percent of static, FLOPs, seconds; None where unknown.
 
-    `seconds` are those of scoring and learning, `static_seconds` those of the reference, which come on top.
+    `seconds` are those of scoring and learning, `static_seconds` those of the reference, which come on top; a run in which
+    nothing learns has none, as it is its own.
     """
 
     documents: int
@@ -75,6 +76,7 @@ def scores_of(table: pd.DataFrame) -> Scores:
     """Return what documents come to, of a table as in `Run.documents`."""
     adapted, static = totals(table, "nats"), static_totals(table)
     flops, static_flops = flops_of(table.flops), static["flops"] if static else None
+    is_own = static_flops == 0  # where nothing learns the run is its own reference, which costs nothing on top
     return Scores(
         documents=len(table),
         tokens=adapted["tokens"],
@@ -82,10 +84,10 @@ def scores_of(table: pd.DataFrame) -> Scores:
         static=static["bits_per_byte"] if static else None,
         percent=gain_of(adapted, static)[1],
         flops=flops,
-        static_flops=static_flops,
+        static_flops=None if is_own else static_flops,
         times=ratio(flops, static_flops),
         seconds=math.fsum([*table.scoring_seconds, *table.learning_seconds]),
-        static_seconds=static["seconds"] if static else None,
+        static_seconds=static["seconds"] if static and not is_own else None,
     )
 
 
