@@ -20,7 +20,7 @@ segment by segment, as dynlight.fit does: the size is the score. Any bytes go in
   --help           prints this
 
 It is decompressed by the same model, versions and kind of machine alone.
-exit status: 0 done, 2 couldn't be done
+exit status: 0 done, 2 couldn't be done, 130 stopped by Ctrl-C
 """
 
 
@@ -35,22 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dynlight.recording.report.text import number
     from dynlight.running.run import Run
     from dynlight.running.trainer import quiet
-    from dynlight.using.files import Told, own_options
+    from dynlight.using.files import Told, own_options, target_of
     from dynlight.using.packed import pack
 
     quiet()
     try:
         file, options, rest = own_options(arguments, "FILE")
-        target = Path(options.get("to", f"{file}.dyn"))
         require(file.is_file(), "FILE", "be a file", got=file)
-        require("force" in options or not target.exists(), "to", "be a new file", got=target, advice="set --force")
+        target = target_of(options, Path(f"{file}.dyn"), file)
         with Told("compressed") as told:
             packed = pack(file.read_bytes(), Run.of(rest), told)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with draft_of(target) as draft:
+            draft.write_bytes(packed.bytes)
+    except (OSError, SettingError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    with draft_of(target) as draft:
-        draft.write_bytes(packed.bytes)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     whole = len(packed.bytes)
     static = bits_per_byte(packed.static_nats, packed.size)
     print(f"{file}  {packed.size:,} bytes, {packed.tokens:,} tokens")

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dynlight.errors import SettingError, require
 
@@ -15,7 +14,7 @@ model, and the same versions and kind of machine, and says so where they differ.
   --force          replaces what is there
   --help           prints this
 
-exit status: 0 done, 2 couldn't be done
+exit status: 0 done, 2 couldn't be done, 130 stopped by Ctrl-C
 """
 
 
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from dynlight.durable import draft_of
     from dynlight.running.trainer import quiet
-    from dynlight.using.files import Told, own_options
+    from dynlight.using.files import Told, own_options, target_of
     from dynlight.using.packed import unpack
 
     quiet()
@@ -42,15 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require(file.is_file(), "FILE.dyn", "be a file", got=file)
         is_named = file.suffix == ".dyn" or "to" in options
         require(is_named, "to", "be given where a file is not named .dyn", got="nothing")
-        target = Path(options.get("to", file.with_suffix("")))
-        require("force" in options or not target.exists(), "to", "be a new file", got=target, advice="set --force")
+        target = target_of(options, file.with_suffix(""), file)
         with Told("decompressed") as told:
             data = unpack(file.read_bytes(), told)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with draft_of(target) as draft:
+            draft.write_bytes(data)
+    except (OSError, SettingError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    with draft_of(target) as draft:
-        draft.write_bytes(data)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"{target}  {len(data):,} bytes")
     return 0
 

@@ -77,6 +77,7 @@ def _continued(chosen: argparse.Namespace) -> list[str]:
     from dynlight.running.run import Run
     from dynlight.running.trainer import quiet
     from dynlight.using.reader import Reader
+    from dynlight.using.saved import recall
 
     quiet()
     run = Run.of(["--config", str(chosen.run / "config.yaml")])
@@ -86,7 +87,12 @@ def _continued(chosen: argparse.Namespace) -> list[str]:
     require(is_known, "document", f"be one of {len(names)}, as {names[0]}", got=chosen.document)
     document = run.documents[int(chosen.document) if is_number else names.index(chosen.document)]
     reader = Reader.of(run)
-    reader.recall_or_read(chosen.run, document)
+    if not recall(reader, chosen.run, document):
+        is_alone, advice = not run.choices.reset.carries_over, "set keep, and run it again"
+        require(
+            is_alone, "run", "have kept what a document taught where it is not forgotten", got="nothing", advice=advice
+        )
+        reader.read_tokens(document.tokens, document.bytes)
     drawn = {"do_sample": True, "temperature": chosen.temperature} if chosen.temperature else {"do_sample": False}
     texts = []
     for static in (True, False):

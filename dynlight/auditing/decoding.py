@@ -24,13 +24,15 @@ class Decoded:
     tokens: int
     bytes: int
     nats: float  # of the segments, as `dynlight.fit` scores them
+    predicted: float  # nats of the distributions that the code was made by
     code: int  # bytes
     same: int  # tokens from the first that came out as they went in
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it came out, of a code that is as short as the score says, by 0.1% and 64 bytes."""
-        return self.same == self.tokens and 8 * self.code <= 1.001 * self.nats / math.log(2) + 8 * 64
+        """Whether all of it came out, of a code as short as what was predicted, which is what was scored, by 0.1%."""
+        is_short = 8 * self.code <= 1.001 * self.predicted / math.log(2) + 8 * 64
+        return self.same == self.tokens and is_short and self.predicted <= 1.001 * self.nats + 0.01
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def decode_again(arguments: Sequence[str], documents: str | None = None, tokens:
         first = document.tokens[: int(tokens or TOKENS)]
         for reader in (one, other):
             reader.forget()
-        code = encode(one, first, compares=False).bytes  # a difference is the verdict
-        came_out = decode(other, code, len(first))
+        code = encode(one, first, compares=False)  # a difference is the verdict
+        came_out = decode(other, code.bytes, len(first))
         differ = (came_out != first).nonzero()
         same = int(differ[0]) if len(differ) else len(first)
         size = int(document.byte_ends[len(first)])
-        decoded.append(Decoded(document.name, len(first), size, one.so_far.nats, len(code), same))
+        decoded.append(Decoded(document.name, len(first), size, one.so_far.nats, code.nats, len(code.bytes), same))
     return Decoding(decoded)

@@ -19,6 +19,7 @@ from dynlight.choices.memories import STATIC, Base, log_chances_of
 from dynlight.documents.segments import Context, Cut, Segment
 from dynlight.errors import require
 from dynlight.learning.carried import Memory
+from dynlight.learning.failures import FinishStatic
 from dynlight.learning.forward import Reading
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.weights import Weights
@@ -30,6 +31,8 @@ def check_token_by_token(module: DynamicEvaluation) -> None:
     must = "have a cache of keys and values alone, with which it is read token by token"
     is_cached = has_cache(config) and not has_states(config)
     require(is_cached, "model.pretrained", must, got=f"a model of type {config.model_type}")
+    is_left = not isinstance(module.failures, FinishStatic)
+    require(is_left, "on_failure", "be stop, as a code ends where numbers go wrong", got="static")
     require(
         not module.has_teacher_expert, "mixture.teacher", "be false, as a teacher is not read token by token", got=True
     )

@@ -33,6 +33,7 @@ from dynlight.recording.report.ratios import bits_per_byte
 from dynlight.recording.report.text import number, one_line
 
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "weights.safetensors"
+FILES = (ADAPTER, WEIGHTS, "adapter_config.json", "README.md")
 
 
 @dataclass
@@ -98,7 +99,7 @@ class SoFar:
         """By rule what each has learned from the document of a row, that of the fewest nats first; none that has failed."""
         places = [owner for owner in module.weights.owners if owner[1] == row] if module.rules else []
         learned = {owner[0]: module.weights.learned_by(owner) for owner in places}
-        rules = sorted(learned, key=self.of_rules.__getitem__)
+        rules = sorted(learned, key=(self.of_rules or [0.0] * len(module.rules)).__getitem__)
         return {rule: learned[rule] for rule in rules if all(each.isfinite().all() for each in learned[rule].values())}
 
     def card(self, module: DynamicEvaluation, rule: int, name: str) -> dict[str, str]:
@@ -115,14 +116,16 @@ class SoFar:
 
 
 class Kept(Meter):
-    """Writes what each document taught; of a document that failed, nothing.
+    """Writes what each document taught; of a document that failed, nothing from then on.
 
     Args:
         folder: of the run.
         keep: what, and when.
+        loads: what `from_pretrained` is given to load the model, as in `"x", revision="y"`.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
+    def __init__(self, folder: Path, keep: Keep, loads: str = "") -> None:
+        self._loads = loads
         self._folder = folder
         self._keep = keep
         self._read: dict[int, SoFar] = {}
@@ -139,9 +142,21 @@ class Kept(Meter):
             so_far.add(module, module.score, row)
             folder = folder_of(self._folder, document)
             if is_due:
-                _write(folder / f"segment-{segments}", module, document, row, so_far)
+                self._write(folder / f"segment-{segments}", module, document, row)
             if document in segment.finished:
-                _write(folder, module, document, row, self._read.pop(document.index))
+                self._write(folder, module, document, row)
+                del self._read[document.index]
+
+    def _write(self, folder: Path, module: DynamicEvaluation, document: Document, row: int) -> None:
+        """Writes what the rule of the fewest nats has learned, and of several rules what each has."""
+        so_far = self._read[document.index]
+        learned = so_far.learned(module, row)
+        places = [(folder, rule) for rule in list(learned)[:1]]
+        if len(module.rules) > 1:
+            names = names_of_rules(module)
+            places += [(folder / "rules" / f"{rule}-{_as_file_name(names[rule])}", rule) for rule in learned]
+        for place, rule in places:
+            write_learned(place, module, learned[rule], so_far.card(module, rule, document.name), self._loads)
 
     def state_dict(self) -> dict[str, Any]:
         """What was read of each document."""
@@ -156,24 +171,13 @@ def folder_of(run: Path, document: Document) -> Path:
     return run / "kept" / f"{document.index}-{_as_file_name(document.name)}"
 
 
-def _write(folder: Path, module: DynamicEvaluation, document: Document, row: int, so_far: SoFar) -> None:
-    """Writes what the rule of the fewest nats has learned, and of several rules what each has."""
-    learned = so_far.learned(module, row)
-    places = [(folder, rule) for rule in list(learned)[:1]]
-    if len(module.rules) > 1:
-        names = names_of_rules(module)
-        places += [(folder / "rules" / f"{rule}-{_as_file_name(names[rule])}", rule) for rule in learned]
-    for place, rule in places:
-        write_learned(place, module, learned[rule], so_far.card(module, rule, document.name))
-
-
 def names_of_rules(module: DynamicEvaluation) -> list[str]:
     """The name of each rule, as in the protocol."""
     return [expert.name for expert in module.experts if expert.rule is not None]
 
 
 def write_learned(
-    folder: Path, module: DynamicEvaluation, learned: Mapping[str, Tensor], card: Mapping[str, str]
+    folder: Path, module: DynamicEvaluation, learned: Mapping[str, Tensor], card: Mapping[str, str], loads: str = ""
 ) -> None:
     """Writes learned weights as PEFT or transformers loads them, with a model card.
 
@@ -182,6 +186,7 @@ def write_learned(
         module: that learned.
         learned: the weights, by their names in the module's model.
         card: what the card's table says.
+        loads: see `Kept`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model: Any = module.model
@@ -199,8 +204,9 @@ def write_learned(
     with draft_of(folder / name) as draft:
         # A copy: safetensors refuses a row of a stack, which shares its storage with the others.
         save_file({key: weight.detach().cpu().clone() for key, weight in tensors.items()}, draft, {"format": "pt"})
-    table = "\n".join(f"| {key} | {value} |" for key, value in {"model": f"`{base}`", **card}.items())
-    write_text(folder / "README.md", _CARD[name].format(base=base, table=table))
+    rows = {"model": f"`{base}`"} | {key: value.replace("|", "\\|") for key, value in card.items()}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    write_text(folder / "README.md", _CARD[name].format(base=base, loads=loads or f'"{base}"', table=table))
 
 
 def read_learned(folder: Path) -> dict[str, Tensor]:
@@ -242,7 +248,7 @@ tags: [dynamic-evaluation, dynlight, lora]
 """
     + _TABLE
     + """```python
-model = AutoModelForCausalLM.from_pretrained("{base}")
+model = AutoModelForCausalLM.from_pretrained({loads}, dtype="float32")
 model = PeftModel.from_pretrained(model, "this folder")
 ```
 """,
@@ -254,7 +260,7 @@ tags: [dynamic-evaluation, dynlight]
 """
     + _TABLE
     + """```python
-model = AutoModelForCausalLM.from_pretrained("{base}", dtype="float32")
+model = AutoModelForCausalLM.from_pretrained({loads}, dtype="float32")
 model.load_state_dict(safetensors.torch.load_file("this folder/weights.safetensors"), strict=False)
 ```
 """,
@@ -267,4 +273,5 @@ def _as_file_name(name: str) -> str:
     >>> _as_file_name("books/Emma, vol. 2.txt")
     'books-Emma-vol.-2.txt'
     """
-    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.")[:80] or "document"
+    plain = re.sub(r"[^\w.+=-]+", "-", name).strip("-.")
+    return plain.encode()[:120].decode(errors="ignore").rstrip("-.") or "document"

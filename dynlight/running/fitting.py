@@ -83,8 +83,10 @@ class _Fitting:
         receipt = Receipt(folder, resumes)
         self._checkpoint = Checkpoint(folder, receipt, self._run.choices.checkpoint, signals)
         self._keep = Keep.of(self._run.choices.keep)
-        kept = [] if self._keep is None else [Kept(folder, self._keep)]
-        meters = [FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), *kept, self._checkpoint]
+        loads = self._run.choices.model.how_to_load()
+        # First: a document whose rows are all on disk is not read again, so what it taught must be there by then.
+        kept = [] if self._keep is None else [Kept(folder, self._keep, loads)]
+        meters = [*kept, FlopsLogger(folder, resumes), self._records, receipt, DocumentProgress(), self._checkpoint]
         self._trainer = make_trainer(self._run.choices.trainer, meters, folder)
         self.onlookers = Onlookers(self._run.choices.trainer.callbacks or [], signals)
         watch(self._trainer.loggers)

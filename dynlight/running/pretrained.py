@@ -71,6 +71,11 @@ class Pretrained:
             self._source["gguf_file"] = gguf_file
         self._tokenizer_source = self._source if tokenizer is None else {"revision": revision, **self._code}
 
+    def how_to_load(self) -> str:
+        """What `from_pretrained` of transformers is given to load the model: `"x", revision="y"`."""
+        settings = {name: value for name, value in self._source.items() if value not in (None, False)}
+        return ", ".join([f'"{self._path}"', *(f"{name}={value!r}" for name, value in settings.items())])
+
     def config(self) -> PretrainedConfig:
         """The model's configuration, read without its weights.
 

@@ -41,6 +41,9 @@ def encode(reader: Reader, tokens: Tensor, watch: Watch | None = None, compares:
     Raises:
         SettingError: if the model cannot be read token by token, or numbers go wrong.
     """
+    reader.make_ready()
+    reader.check(tokens)
+    check_token_by_token(reader.module)
     encoder = _constriction().stream.queue.RangeEncoder()
     sums, known = [0.0], tokens.tolist()
 
@@ -61,6 +64,8 @@ def decode(reader: Reader, code: bytes, tokens: int, watch: Watch | None = None)
     Raises:
         SettingError: if numbers go wrong, as they do where the reader is another.
     """
+    reader.make_ready()
+    check_token_by_token(reader.module)
     words = np.frombuffer(code[: len(code) // 4 * 4], dtype=_WORD).astype(np.uint32)
     decoder = _constriction().stream.queue.RangeDecoder(words)
     found: list[int] = []
@@ -88,8 +93,6 @@ def _read(
         watch: is told how far it is.
         compares: as of `encode`.
     """
-    reader.make_ready()
-    check_token_by_token(reader.module)
     start, done = len(reader), 0
     while done < tokens:
         columns = min(reader.module.context.segment, tokens - done)

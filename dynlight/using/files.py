@@ -1,5 +1,6 @@
 """Files: what the commands that read a file have in common: their own options, and how they say how far they are."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,22 @@ def own_options(arguments: Sequence[str], what: str) -> tuple[Path, dict[str, st
         else:
             rest.append(argument)
     return Path(file), options, rest
+
+
+def target_of(options: dict[str, str], usual: Path, source: Path) -> Path:
+    """The file to write: one that is not there yet, or that `force` lets be replaced.
+
+    Raises:
+        SettingError: if it cannot be written.
+    """
+    target = Path(options.get("to", usual))
+    require("force" in options or not target.exists(), "to", "be a new file", got=target, advice="set --force")
+    is_file = not target.exists() or (target.is_file() and not target.is_symlink())
+    require(is_file, "to", "be a file that can be replaced", got=target)
+    require(not target.exists() or not target.samefile(source), "to", "be another file than is read", got=target)
+    folder = target.absolute().parent
+    require(folder.is_dir() and os.access(folder, os.W_OK), "to", "lie in a folder that can be written to", got=target)
+    return target
 
 
 class Told:

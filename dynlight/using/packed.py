@@ -7,7 +7,7 @@
 | `settings` | of the run, as in a YAML |
 | `tokens` | how many the text has |
 | `sha` | the first 16 digits of the file's SHA-256 |
-| `model`, `tokenizer` | of theirs |
+| `model`, `tokenizer`, `teacher` | of theirs |
 | `made` | versions and machine: a last bit that differs anywhere would make another text |
 """
 
@@ -27,16 +27,17 @@ import yaml
 
 from dynlight.documents.document import tokenize
 from dynlight.errors import SettingError, require
-from dynlight.recording.hashes import hash_of_tokenizer
+from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.running.configuration import CHOICES, minimal
 from dynlight.running.run import Run
 from dynlight.using.coding import Watch, decode, encode
 from dynlight.using.reader import Reader
 
 MAGIC = b"DYN1"
+_PATHS = ("pretrained", "tokenizer", "file", "data_dir")  # settings that may name what lies here
 _DIGITS = 16  # of a SHA-256
 # The settings of a run that decide what it predicts.
-_SETTINGS = ("model", *CHOICES, "trainer", "seed")
+_SETTINGS = ("model", "teacher", *CHOICES, "trainer", "seed")
 _OF_TRAINER = ("accelerator", "precision", "deterministic", "benchmark")
 # What most headers hold, from which deflate takes it.
 _USUAL = b"""{"settings":{"model":{"pretrained":"tiny-books"},"context":{"class_path":"dynlight.Overlapping","init_args":{"segment":
@@ -70,6 +71,8 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
     Raises:
         SettingError: if the tokenizer does not give a text back, or the model cannot be read token by token.
     """
+    is_own = not run.config.model.trust_remote_code
+    require(is_own, "model.trust_remote_code", "be false, as a compressed file would run code", got=True)
     reader = Reader.of(run)
     text, tokenizer = as_text(data), run.tokenizer
     tokens, _ = tokenize(text, tokenizer)
@@ -88,12 +91,13 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
         {
             "settings": _settings_of(run),
             "made": _here(reader),
-            "model": reader.hash_of_initial()[:_DIGITS],
             "sha": _sha(data),
-            "tokenizer": str(hash_of_tokenizer(tokenizer))[:_DIGITS],
             "tokens": len(tokens),
+            **{name: digits[:_DIGITS] for name, digits in _hashes(reader).items()},
         }
     )
+    require(len(header) < 1 << 16, "FILE.dyn", "have a header of less than 65,536 bytes", got=len(header),
+            advice="shorten the settings")  # fmt: skip
     whole = MAGIC + len(header).to_bytes(2, "little") + header + code.bytes
     sizes = len(data), len(whole) - len(code.bytes), len(code.bytes)
     return Packed(whole, *sizes, len(tokens), code.nats, reader.so_far.static_nats)
@@ -115,8 +119,7 @@ def unpack(packed: bytes, watch: Watch | None = None) -> bytes:
     reader.make_ready()
     for name, got, was in zip(("versions", "machine"), _here(reader), header["made"], strict=False):
         require(got == was, name, f"be {was}, as where the file was compressed", got=got)
-    own = {"model": reader.hash_of_initial(), "tokenizer": str(hash_of_tokenizer(run.tokenizer))}
-    for name, got in own.items():
+    for name, got in _hashes(reader).items():
         must = f"be the one by which the file was compressed, of SHA-256 {header[name]}…"
         require(
             got.startswith(header[name]),
@@ -127,7 +130,7 @@ def unpack(packed: bytes, watch: Watch | None = None) -> bytes:
     tokens = decode(reader, code, header["tokens"], watch)
     data = as_bytes(as_read(run.tokenizer, tokens.tolist()))
     require(_sha(data) == header["sha"], "file", f"come out with the SHA-256 {header['sha']}… that it went in with",
-            got=f"{_sha(data)}…", advice="it is damaged, or this machine rounds otherwise")  # fmt: skip
+            got=f"{_sha(data)}…", advice="it is damaged, this machine rounds otherwise, or statistics of RMSDynamic are others")  # fmt: skip
     return data
 
 
@@ -159,9 +162,25 @@ def as_read(tokenizer: Any, tokens: list[int]) -> str:
 
 def _settings_of(run: Run) -> dict[str, Any]:
     """The settings that decide what a run predicts, without those that have their default."""
-    settings = {name: value for name, value in minimal(run.config).items() if name in _SETTINGS}
+    settings: dict[str, Any] = _absolute(_filtered(minimal(run.config)))
+    return settings
+
+
+def _filtered(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of settings those that decide what a run predicts."""
+    settings = {name: value for name, value in settings.items() if name in _SETTINGS}
     trainer = {name: value for name, value in settings.pop("trainer", {}).items() if name in _OF_TRAINER}
     return settings | ({"trainer": trainer} if trainer else {})
+
+
+def _absolute(value: Any, name: str = "") -> Any:
+    """Settings in which what lies in this folder is found from another, too."""
+    if isinstance(value, dict):
+        return {key: _absolute(each, key) for key, each in value.items()}
+    if name == "data_files" and isinstance(value, list):
+        return [_absolute(each, name) for each in value]
+    is_here = name in (*_PATHS, "data_files") and isinstance(value, str) and not Path(value).is_absolute()
+    return str(Path(value).absolute()) if is_here and (Path(value).exists() or "*" in value) else value
 
 
 def _here(reader: Reader) -> list[Any]:
@@ -179,6 +198,18 @@ def _processor() -> str:
     return (
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {found[1] if found else platform.processor()}"
     )
+
+
+_SETTING_OF = {"model": "model.pretrained", "tokenizer": "model.tokenizer", "teacher": "teacher.pretrained"}
+
+
+def _hashes(reader: Reader) -> dict[str, str]:
+    """SHA-256 of the model, its tokenizer, and the teacher, if there is one."""
+    module = reader.module
+    hashes = {"model": reader.hash_of_initial(), "tokenizer": str(hash_of_tokenizer(module.tokenizer))}
+    if module.teacher_model is not None:
+        hashes["teacher"] = hash_of_weights(module.teacher_model.state_dict())
+    return hashes
 
 
 def _sha(data: bytes) -> str:
@@ -201,6 +232,12 @@ def _header_of(packed: bytes) -> tuple[dict[str, Any], bytes]:
     stop = 6 + int.from_bytes(packed[4:6], "little")
     try:
         header = json.loads(zlib.decompressobj(wbits=-15, zdict=_USUAL).decompress(packed[6:stop]))
+        versions, machine, threads = header["made"]
+        assert all(type(header[name]) is str for name in ("sha", "model", "tokenizer")) and header["tokens"] >= 0
+        assert type(threads) is int and threads > 0 and type(versions) is type(machine) is str
+        # A file of somebody else's may ask for what decides what is predicted alone, and for no code that comes with it.
+        header["settings"] = _filtered(header["settings"])
+        assert not header["settings"]["model"].get("trust_remote_code")
         return header, packed[stop:]
-    except (zlib.error, ValueError) as error:
-        raise SettingError("file", "have a whole header", got=f"one that is damaged ({error})") from error
+    except (zlib.error, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise SettingError("file", "have a whole header", got=f"one that is damaged ({error!r})") from error

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynlight.choices.context import has_states
+from dynlight.choices.context import has_states, position_limit
 from dynlight.documents.document import Document, prefix_token, tokenize
 from dynlight.documents.segments import Context, Segment
 from dynlight.documents.waves import segments_behind
@@ -20,14 +20,16 @@ from dynlight.errors import SettingError, require
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.score import Score
 from dynlight.recording.hashes import hash_of_weights
-from dynlight.recording.kept import SoFar, folder_of, read_learned, write_learned
+from dynlight.recording.kept import SoFar
 from dynlight.recording.rows import columns_of_tokens
-from dynlight.recording.sealed import DamagedError, seal, unseal
 from dynlight.running.pretrained import Pretrained
 from dynlight.running.run import Run
+from dynlight.running.trainer import on_one_device
+from dynlight.using.saved import load, save
 from dynlight.using.steps import take_steps
 
-STATE = "reader.sealed"
+# What a Reader may be told of Lightning's Trainer.
+_OF_TRAINER = ("accelerator", "devices", "precision", "deterministic", "benchmark", "plugins")
 
 
 class Reader:
@@ -59,34 +61,37 @@ class Reader:
         trainer: Mapping[str, Any] | None = None,
         **choices: Any,
     ) -> None:
+        settings = {"accelerator": "auto", "devices": 1, **(trainer or {})}
+        for name in settings:
+            require(name in _OF_TRAINER, f"trainer.{name}", "be left out with a Reader", got=settings[name],
+                    advice=f"there are {', '.join(_OF_TRAINER)}")  # fmt: skip
+        require(settings["devices"] in (1, "1", "auto", [0]), "trainer.devices", "be 1", got=settings["devices"])
         source = Pretrained(model) if isinstance(model, str) else model
+        loads = ""
         if isinstance(source, Pretrained):
             choices = {"compile": source.compile} | choices
             tokenizer = source.load_tokenizer() if tokenizer is None else tokenizer
-            source = source.load()
+            source, loads = source.load(), source.how_to_load()
         require(tokenizer is not None, "tokenizer", "be given with a model of transformers", got="None")
-        self._begin(DynamicEvaluation(source, tokenizer, context=context, **choices), dict(trainer or {}))
+        module = DynamicEvaluation(source, tokenizer, context=context, **choices)
+        self._begin(module, settings | {"devices": 1}, loads)
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """A reader with the model and the choices of a run.
+        """A reader with the model and the choices of a run, on one device, without its loggers and callbacks.
 
         Raises:
-            SettingError: if they cannot be read, or the run is one of several devices.
+            SettingError: if they cannot be read, or all processes of the run learn one set of weights.
         """
         reader = cls.__new__(cls)
-        settings = run.choices.trainer.as_dict() | {"devices": 1, "num_nodes": 1}
-        for name, usual in (("strategy", "auto"), ("devices", "1"), ("num_nodes", "1")):
-            got = run.choices.trainer[name]
-            require(str(got) in (usual, "auto"), f"trainer.{name}", f"be {usual} for a text that goes on", got=got)
-        reader._begin(run.module(), settings)
+        settings = on_one_device(run.choices.trainer).as_dict()
+        reader._begin(run.module(), settings, run.choices.model.how_to_load())
         return reader
 
-    def _begin(self, module: DynamicEvaluation, settings: dict[str, Any]) -> None:
+    def _begin(self, module: DynamicEvaluation, settings: Mapping[str, Any], loads: str) -> None:
         self.module = module
-        self._settings = Namespace(
-            **({"accelerator": "auto", "devices": 1} | settings | {"logger": False, "callbacks": None})
-        )
+        self.loads = loads or repr(str(module.model.name_or_path))  # what `from_pretrained` is given
+        self.settings = Namespace(**{**settings, "logger": False, "callbacks": None})
         self._prefix = prefix_token(module.tokenizer)
         self._hash: str | None = None
         self._texts = 0  # that were read from their beginning
@@ -120,9 +125,10 @@ class Reader:
         columns: dict[str, Any] = {
             "token": np.arange(start, start + len(tokens)),
             "segment": np.repeat(
-                [score.segment.cut.index for score in scores], [score.segment.tokens[0] for score in scores]
+                np.array([score.segment.cut.index for score in scores], dtype=np.int64),
+                np.array([score.segment.tokens[0] for score in scores], dtype=np.int64),
             ),
-            "text": [] if document is None else document.pieces(0, len(tokens)),
+            "text": np.array([] if document is None else document.pieces(0, len(tokens)), dtype=object),
             "nats": np.empty(0, np.float32),
             "static_nats": np.full(len(tokens), np.nan, np.float32),
         }
@@ -148,7 +154,8 @@ class Reader:
         Raises:
             SettingError: if they cannot be read so, or numbers go wrong.
         """
-        self._check(len(tokens))
+        self.make_ready()
+        self.check(tokens)
         if not len(tokens):
             return []
         # One token more, which is never read: a document that goes on has not ended.
@@ -167,26 +174,29 @@ class Reader:
         self._segments += len(segments)
         return scores
 
-    def _check(self, tokens: int) -> None:
-        """Raises SettingError where so many tokens cannot follow."""
+    def check(self, tokens: Tensor) -> None:
+        """Raises SettingError where these tokens cannot follow."""
         context, choices = self.module.context, self.module.objective
+        must, advice = "follow what was read whole", "forget() it, or load()"
+        require(self._is_whole, "text", must, got="what was cut short, or recalled", advice=advice)
+        rows, highest = len(self.module.model.get_input_embeddings().weight), int(tokens.max()) if len(tokens) else 0
         require(
-            self._is_whole, "text", "follow a whole one", got="one that was cut short", advice="forget() it, or load()"
+            highest < rows, "model.tokenizer", f"give ids below {rows}, the rows of the model's embedding", got=highest
         )
         is_cut = len(self._tokens) % context.segment == 0
         if context.refresh is not None or choices.replayed_share:
             what = "context.refresh" if context.refresh is not None else "objective Replayed"
             got = f"{len(self._tokens)} tokens before it"
             require(is_cut, "text", f"follow whole segments of {context.segment} tokens with {what}", got=got)
-        if context.memory and has_states(self.module.model.config) and tokens % context.segment == 1:
+        if context.memory and has_states(self.module.model.config) and len(tokens) % context.segment == 1:
             # A state behind a segment of one token is not to be had: see `learning/forward.py`.
             must = f"not end in a segment of one token for {self.module.model.config.model_type}"
-            raise SettingError("text", must, got=f"{tokens} tokens", advice="read a token more or less")
+            raise SettingError("text", must, got=f"{len(tokens)} tokens", advice="read a token more or less")
 
     def _fit(self, segments: Sequence[Segment], learns: bool = True) -> list[Score]:
         """The scores of these segments, which follow; where reading them is cut short, nothing can follow."""
         self._is_whole = False
-        scores = take_steps(self.module, self._settings, segments, learns)
+        scores = take_steps(self.module, self.settings, segments, learns)
         self._is_whole = True
         return scores
 
@@ -210,80 +220,52 @@ class Reader:
             settings: of `generate`: `max_new_tokens`, `do_sample`, `temperature`, …
 
         Raises:
-            SettingError: if `behind` is less than 0.
+            SettingError: if `behind` is less than 0, or the model has not as many positions.
         """
         require(behind >= 0, "behind", "be at least 0", got=behind)
+        for name in {"num_return_sequences", "return_dict_in_generate"} & set(settings):
+            raise SettingError(name, "be left out, as one text is returned", got=settings[name])
         own = self.module.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         before = self._tokens[max(0, len(self._tokens) - behind) :].tolist()
-        with self.weights(static) as model:
-            inputs = torch.tensor([[self._prefix, *before, *own]], device=model.device)
+        read = [self._prefix, *before, *own]
+        settings = {"max_new_tokens": 20} | settings
+        limit, most = position_limit(self.module.model.config), len(read) + settings["max_new_tokens"]
+        if limit is not None:
+            require(most <= limit, "prompt", f"leave room within {limit} positions", got=f"{most} tokens, new ones included",
+                    advice="shorten it, behind or max_new_tokens")  # fmt: skip
+        self.make_ready()
+        with self.weights(static) as model, self.module.trainer.precision_plugin.forward_context():
+            inputs = torch.tensor([read], device=model.device)
             mask = torch.ones_like(inputs)
             padding = {"pad_token_id": self._prefix} if model.generation_config.pad_token_id is None else {}
             tokens = model.generate(inputs, attention_mask=mask, **(padding | settings))[0, inputs.shape[1] :]
-        return self.module.tokenizer.decode(tokens, skip_special_tokens=True)
-
-    def recall_or_read(self, run: Path, document: Document) -> None:
-        """Has learned what a document of a run teaches: by what the run has kept of it, else by reading it again."""
-        kept = folder_of(run, document)
-        if kept.is_dir():
-            self.recall(kept)
-            self._tokens = document.tokens
-        else:
-            self.read_tokens(document.tokens, document.bytes)
-
-    def recall(self, folder: Path) -> None:
-        """Puts what a run has kept of a document in the place of what was learned here; of memory and optimizer nothing is kept.
-
-        Raises:
-            SettingError: if nothing is there, or it is of other weights.
-        """
-        self.make_ready()
-        weights, kept = self.module.weights, read_learned(folder)
-        unknown = sorted(kept.keys() - set(weights.names))
-        require(not unknown, "run", "have kept weights that its configuration lets learn", got=", ".join(unknown[:1]))
-        for owner in weights.owners:
-            initial = zip(weights.learned_by(owner).items(), weights.initial, strict=True)
-            for (name, learned), first in initial:
-                learned.detach().copy_(kept.get(name, first))
-        self.so_far = SoFar(of_rules=[0.0] * len(self.module.rules))
+        text: str = self.module.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
     @contextmanager
     def weights(self, static: bool = False) -> Iterator[Any]:
-        """Within the block the model of transformers reads by the weights as they are now, or by the initial ones."""
+        """Within the block the model of transformers reads by the weights as they are now, or by the initial ones.
+
+        Where numbers went wrong on the way, the initial ones have taken over.
+        """
         module = self.module
-        if not module.goes_on or not module.rules:  # nothing was learned
-            yield module.model
-            return
-        if static:
+        learned = {} if static or not module.goes_on else self.learned()
+        if learned:
+            with module.weights.put_in_model((next(iter(learned)), 0)):
+                yield module.model
+        elif module.goes_on and module.rules:
             with module.weights.under_initial():
                 yield module.model
-            return
-        learned = self.so_far.learned(module, 0)
-        require(bool(learned), "rates", "leave a rule that has not failed", got="none", advice="lower them")
-        with module.weights.put_in_model((next(iter(learned)), 0)):
+        else:
             yield module.model
+
+    def learned(self) -> dict[int, dict[str, Tensor]]:
+        """By rule what each has learned, that of the fewest nats first; none where numbers went wrong."""
+        return {} if self._texts in self.module.failures.of_documents else self.so_far.learned(self.module, 0)
 
     def save(self, folder: str | Path) -> None:
         """Writes what was learned, as PEFT or transformers loads it, and all that `load` needs to read on."""
-        self.make_ready()
-        folder = Path(folder)
-        learned = self.so_far.learned(self.module, 0)
-        if learned and self.so_far.tokens:
-            best = next(iter(learned))
-            write_learned(
-                folder, self.module, learned[best], self.so_far.card(self.module, best, "a text that goes on")
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "protocol": self.protocol,
-            "weights": self.hash_of_initial(),
-            "module": self.module.progress_state(),
-            "tokens": self._tokens,
-            "segments": self._segments,
-            "text": self._texts,
-            "so_far": vars(self.so_far),
-        }
-        seal(folder / STATE, state)
+        save(self, Path(folder))
 
     def load(self, folder: str | Path) -> None:
         """Goes on where the reader that was saved here had ended.
@@ -291,19 +273,35 @@ class Reader:
         Raises:
             SettingError: if there is none, or it had another model or other choices.
         """
-        path = Path(folder) / STATE
-        require(path.is_file(), "folder", f"hold the {STATE} that Reader.save leaves", got=folder)
-        try:
-            state = unseal(path)
-        except DamagedError as error:
-            raise SettingError("folder", f"hold a {STATE} that is whole", got=f"{folder}: {error}") from error
-        for name, own in (("protocol", self.protocol), ("weights", self.hash_of_initial())):
-            must = f"be saved by a reader of the same {'choices' if name == 'protocol' else 'model'}"
-            require(state[name] == own, "folder", must, got=f"{folder} with {name} {state[name]}")
+        load(self, Path(folder))
+
+    def progress_state(self) -> dict[str, Any]:
+        """The state behind what was read: tensors and plain data."""
+        self.make_ready()
+        counts = {"segments": self._segments, "text": self._texts, "is_whole": self._is_whole}
+        return {"module": self.module.progress_state(), "tokens": self._tokens, "so_far": vars(self.so_far), **counts}
+
+    def load_progress_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `progress_state` gave."""
         self.make_ready()
         self.module.load_progress_state(state["module"])
-        self._tokens, self._segments, self._texts = state["tokens"], state["segments"], state["text"]
-        self.so_far, self._is_whole = SoFar(**state["so_far"]), True
+        self._tokens, self.so_far = state["tokens"], SoFar(**state["so_far"])
+        self._segments, self._texts, self._is_whole = state["segments"], state["text"], state["is_whole"]
+
+    def recall(self, tokens: Tensor, learned: Mapping[str, Tensor]) -> None:
+        """Puts what was learned from a document in the place of what was learned here, to generate by it; nothing can follow.
+
+        Args:
+            tokens: of the document.
+            learned: of the weights that have changed, by name.
+        """
+        self.make_ready()
+        weights = self.module.weights
+        for owner in weights.owners:
+            for (name, own), initial in zip(weights.learned_by(owner).items(), weights.initial, strict=True):
+                own.detach().copy_(learned.get(name, initial))
+        self._start_anew()
+        self._tokens, self._is_whole = tokens, False  # of memory and optimizer nothing is kept
 
     @property
     def sequence(self) -> Tensor:

@@ -30,7 +30,10 @@ def take_steps(
         module.schedule = UpdateFrequency(every="never")
     try:
         with quiet_for_now():
-            silent_trainer(settings, [collect]).fit(module, _Segments(segments))
+            trainer = silent_trainer(settings, [collect])
+            trainer.fit(module, _Segments(segments))
+    except SystemExit as stop:  # which Lightning makes of Ctrl-C
+        raise (KeyboardInterrupt if trainer.interrupted else stop) from None
     finally:
         module.schedule = schedule
     module.goes_on = True

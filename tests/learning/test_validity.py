@@ -231,7 +231,7 @@ def test_lora_forward_is_pefts_own():
         assert torch.equal(ours(input_ids=inputs).logits, wrapped(input_ids=inputs).logits)
         with wrapped.disable_adapter():
             static = wrapped(input_ids=inputs).logits
-        with found.module.weights._under_initial():
+        with found.module.weights.under_initial():
             assert torch.equal(ours(input_ids=inputs).logits, static)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from lightning.pytorch import Trainer
 from models import tiny
@@ -12,8 +13,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, SettingError
-from dynlight.recording.kept import Keep, Kept
+from dynlight import All, DynamicEvaluation, LoRA, Matching, Overlapping, Pretrained, SettingError
+from dynlight.recording.kept import Keep, Kept, _as_file_name
 
 SEGMENT, READ = 8, 4  # segments, after which what was learned is kept
 DOCUMENTS = [random_tokens(length, seed) for seed, length in enumerate((48, 43, 61))]
@@ -82,7 +83,8 @@ def test_the_next_segment_has_the_nats_of_the_run(tmp_path, architecture, parame
         whole, early = (nats_of_next(loaded(base, each), tokens) for each in (folder, folder / f"segment-{READ}"))
         assert whole != early
         card = (folder / "README.md").read_text()
-        assert f"{len(tokens)} tokens" in card and f"base_model: {base}" in card and done.module.protocol in card
+        protocol = done.module.protocol.replace("|", "\\|")
+        assert f"{len(tokens)} tokens" in card and f"base_model: {base}" in card and protocol in card
     if what == "weights" and architecture == "qwen3":
         kept = load_file(tmp_path / "kept/0-document-0/weights.safetensors")
         assert {name.split(".")[2] for name in kept} == {"1", "2"}
@@ -117,6 +119,32 @@ def test_of_several_rules_each_is_kept_and_the_best_in_front(tmp_path):
         assert nats_of_next(loaded(base, folder), tokens) == pytest.approx(expected, rel=1e-6)
         chosen.append(best)
     assert set(chosen) <= {0, 1, 2}
+
+
+def test_a_model_card_says_how_the_model_is_loaded(tmp_path, byte_tokenizer):
+    """Its code is run as it stands: in float32, whatever the base is saved in."""
+    base = tmp_path / "base"
+    tiny().bfloat16().save_pretrained(base)
+    byte_tokenizer.save_pretrained(base)
+    source = Pretrained(str(base), dtype="bfloat16")
+    for parameters, what in ((LoRA(rank=3), "adapters"), (All(), "weights")):
+        kept = Kept(tmp_path / what, Keep(what, at=READ), source.how_to_load())
+        windows = Overlapping(SEGMENT, SEGMENT)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16" if what == "adapters" else "float32")
+        done = run(model, DOCUMENTS[:1], windows, [kept], parameters=parameters, update=UPDATES["AdamW"])
+        folder = tmp_path / what / f"kept/0-document-0/segment-{READ}"
+        code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        found = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": PeftModel, "safetensors": safetensors}
+        exec(code.replace("this folder", str(folder)), found)
+        tolerance = 1e-3 if what == "adapters" else 1e-6  # a bf16 model is read in bf16 by the run
+        expected = done.nats[0][READ].double().sum().item()
+        assert nats_of_next(found["model"].eval(), DOCUMENTS[0]) == pytest.approx(expected, rel=tolerance)
+
+
+def test_names_of_documents_are_names_of_files():
+    assert _as_file_name("../../etc/passwd") == "etc-passwd"
+    assert _as_file_name("|") == "document"
+    assert len(_as_file_name("✓é" * 200).encode()) <= 120
 
 
 def test_the_configuration_is_that_of_the_adapter(tmp_path):

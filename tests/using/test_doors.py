@@ -14,7 +14,7 @@ import pytest
 import yaml
 from folders import configuration, save_model
 
-from dynlight import compress, decompress, fit, generate, watch
+from dynlight import DynamicEvaluation, compress, decompress, fit, generate, watch
 from dynlight.using import packed
 from dynlight.using.lines import Line, Surprising, lines_of
 
@@ -25,6 +25,11 @@ TEXT = "".join(f"It was a fine day, the {i}th, and the old house stood still. âœ
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, byte_tokenizer):
     return save_model(tmp_path_factory.mktemp("models") / "model", byte_tokenizer, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, byte_tokenizer):
+    return save_model(tmp_path_factory.mktemp("models") / "teacher", byte_tokenizer, num_hidden_layers=1)
 
 
 @pytest.fixture
@@ -68,6 +73,7 @@ CHOICES = {
         "seed": 3,
     },
 }
+CHOICES["taught"] = {"objective": {"class_path": "Distilled", "init_args": {"share": 0.5}}, "teacher": ...}
 CHOICES["memories"] = CHOICES["a mixture of rates"] | {
     "memories": [
         {"class_path": "NGrams", "init_args": {"order": 4, "concentration": 3.0}},
@@ -84,7 +90,7 @@ FILES = {
 
 
 def round_trip(config, data, **changes):
-    """What is printed by compress, and the file that it leaves, once it was decompressed and compared."""
+    """The file that compress leaves, once it was decompressed and compared."""
     Path("file").write_bytes(data)
     assert compress.main(["file", "--config", config(**changes)]) == 0
     assert decompress.main(["file.dyn", "--to", "back"]) == 0
@@ -98,9 +104,11 @@ def test_any_bytes_come_back(config, data):
 
 
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
-def test_the_size_is_the_score(config, choices, capsys):
+def test_the_size_is_the_score(config, choices, teacher, capsys):
     """Within 0.1% and 64 bytes of the nats that it reports, and 1% of those of dynlight.fit."""
     changes = dict(choices)
+    if "teacher" in changes:
+        changes["teacher"] = {"class_path": "Pretrained", "init_args": {"pretrained": str(teacher)}}
     seen = {}
     pack = packed.pack
     with pytest.MonkeyPatch.context() as patch:
@@ -126,6 +134,82 @@ def test_settings_and_the_model_are_found_again_from_another_folder(config, mode
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert decompress.main(["file.dyn"]) == 0
     assert Path("file").read_bytes() == TEXT.encode()
+
+
+def test_a_model_of_this_folder_is_found_from_another(config, model, tmp_path, monkeypatch):
+    shutil.copytree(model, "here")
+    Path("file").write_bytes(TEXT.encode()[:200])
+    assert compress.main(["file", "--config", config(model={"pretrained": "here"})]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert decompress.main(["../file.dyn", "--to", "file"]) == 0
+    assert Path("file").read_bytes() == TEXT.encode()[:200]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.pop("settings"),
+        lambda header: header.update(made=[]),
+        lambda header: header["made"].__setitem__(2, 0),
+        lambda header: header.update(tokens=-1),
+        lambda header: header["settings"]["model"].update(trust_remote_code=True),
+        lambda header: header.update(settings=[1]),
+    ],
+)
+def test_a_header_that_was_made_up_is_told(dyn, capsys, change):
+    header, code = packed._header_of(dyn.read_bytes())
+    change(header)
+    made_up = packed._packed_header(header)
+    dyn.write_bytes(packed.MAGIC + len(made_up).to_bytes(2, "little") + made_up + code)
+    assert decompress.main([str(dyn)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: file must have a whole header") and error.count("\n") == 1
+
+
+def test_a_header_asks_for_nothing_but_what_decides_predictions(dyn):
+    header, code = packed._header_of(dyn.read_bytes())
+    header["settings"] |= {"trainer": {"callbacks": [{"class_path": "no.such.Class"}]}, "out": "elsewhere"}
+    made_up = packed._packed_header(header)
+    dyn.write_bytes(packed.MAGIC + len(made_up).to_bytes(2, "little") + made_up + code)
+    assert decompress.main([str(dyn)]) == 0
+    assert Path("file").read_bytes() == TEXT.encode()[:200]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("folder", "to must be a file that can be replaced, got folder"),
+        ("/dev/null", "to must be a file that can be replaced, got /dev/null"),
+        ("link", "to must be a file that can be replaced, got link"),
+        ("nowhere/file.dyn", "to must lie in a folder that can be written to, got nowhere/file.dyn"),
+        ("file", "to must be another file than is read, got file"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_read(config, capsys, monkeypatch, target, message):
+    Path("file").write_bytes(b"text")
+    Path("folder").mkdir()
+    Path("link").symlink_to("file")
+    monkeypatch.setattr(packed, "pack", None)
+    assert compress.main(["file", "--config", config(), "--to", target, "--force"]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert Path("file").read_bytes() == b"text"
+
+
+def test_ctrl_c_leaves_what_was_there(config, capsys, monkeypatch):
+    Path("file").write_bytes(TEXT.encode())
+    Path("file.dyn").write_bytes(b"old")
+    step = DynamicEvaluation.training_step
+
+    def stops(self, segment, batch_idx):
+        if segment.cut.index == 1:
+            raise KeyboardInterrupt
+        return step(self, segment, batch_idx)
+
+    monkeypatch.setattr(DynamicEvaluation, "training_step", stops)
+    assert compress.main(["file", "--config", config(), "--force"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was written"
+    assert Path("file.dyn").read_bytes() == b"old"
 
 
 @pytest.fixture
@@ -189,9 +273,14 @@ def test_a_damaged_file_is_told(dyn, capsys, damage, message):
     [
         ({"model": {"pretrained": ..., "compile": True}}, "model.compile must be false"),
         ({"update": {"class_path": "SGD", "init_args": {"lr": 1e9}}}, "error: "),
-        ({"trainer": {"accelerator": "cpu", "devices": 2}}, "trainer.devices must be 1 for a text that goes on, got 2"),
+        (
+            {"trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, "reset": {"every": "never"}},
+            "trainer.strategy",
+        ),
+        ({"on_failure": "static"}, "on_failure must be stop, as a code ends where numbers go wrong, got static"),
+        ({"model": {"pretrained": ..., "trust_remote_code": True}}, "model.trust_remote_code must be false"),
     ],
-    ids=["compile", "rate", "devices"],
+    ids=["compile", "rate", "one set of weights", "failure", "code"],
 )
 def test_what_cannot_be_coded_is_refused(config, model, capsys, changes, message):
     if changes.get("model"):
@@ -267,6 +356,14 @@ def test_what_a_run_has_taught_is_generated_beside_the_initial_weights(config, c
     assert texts["b.txt"][0] == texts["0"][0]  # the initial weights have read neither
     assert "read(line)" in texts["b.txt"][1]
     assert "read(line)" not in texts["0"][1]
+
+
+def test_what_is_not_forgotten_is_not_read_alone(config, capsys):
+    assert fit.main(["--config", config(reset={"every": "never"})]) == 0
+    capsys.readouterr()
+    assert generate.main(["--run", "out"]) == 2
+    message = "error: run must have kept what a document taught where it is not forgotten, got nothing"
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_kept_or_read_again_it_is_the_same(config, capsys):

@@ -289,7 +289,6 @@ def test_settings_are_those_of_fit():
         ({"foo": 1}, "foo is not a setting"),
         ({"lr": "x"}, "update.lr must be a number, got x"),
         ({"device": "cuda:1"}, "device must be the first, got cuda:1; choose another by CUDA_VISIBLE_DEVICES"),
-        ({"trainer.devices": 2}, "trainer.devices must be 1 for a text that goes on, got 2"),
         ({"learn": "context", "update": None}, "learn must be none where nothing learns, got context"),
         ({"learn": "context", "rates": [0.1, 0.2]}, "rates must be left out with learn=context"),
         ({"learn": "context", "mixture": {}}, "mixture must be left out with learn=context"),

@@ -1,5 +1,6 @@
 """A text that goes on is read as dynlight.fit would read the whole of it."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from dynlight import (
     Clip,
     Compressed,
     LoRA,
+    Matching,
     Mixture,
     NGrams,
     Overlapping,
@@ -218,10 +220,19 @@ def test_what_another_reader_has_saved_is_refused(tmp_path):
     reader = reader_of(CHOICES["all weights"])
     reader.read(text_of(TOKENS))
     reader.save(tmp_path)
-    with pytest.raises(SettingError, match="folder must be saved by a reader of the same choices"):
+    with pytest.raises(SettingError, match="folder must be saved by a reader with protocol context"):
         reader_of(CHOICES["static"]).load(tmp_path)
-    with pytest.raises(SettingError, match="folder must be saved by a reader of the same model"):
+    with pytest.raises(SettingError, match="folder must be saved by a reader with weights "):
         reader_of(CHOICES["all weights"], tiny(seed=1)).load(tmp_path)
+    others = {
+        "reference": {"reference": None},
+        "rule 0": {"update": partial(torch.optim.SGD, lr=0.1, momentum=0.9)},
+        "on_failure": {"on_failure": "static"},
+        "teacher": {"teacher": tiny(seed=2)},
+    }
+    for name, choice in others.items():
+        with pytest.raises(SettingError, match=f"folder must be saved by a reader with {name} "):
+            reader_of(CHOICES["all weights"] | choice).load(tmp_path)
     with pytest.raises(SettingError, match=r"folder must hold the reader.sealed that Reader.save leaves"):
         reader.load(tmp_path / "nothing")
 
@@ -241,7 +252,87 @@ def test_behind_a_text_that_was_cut_short_nothing_can_follow(monkeypatch):
     with pytest.raises(RuntimeError, match="a plug was pulled"):
         reader.read(text_of(TOKENS[16:64]))
     monkeypatch.undo()
-    with pytest.raises(SettingError, match="text must follow a whole one, got one that was cut short"):
+    with pytest.raises(SettingError, match="text must follow what was read whole, got what was cut short"):
         reader.read(text_of(TOKENS[16:64]))
     reader.forget()
     assert reader.read(text_of(TOKENS[:16])).equals(first)
+
+
+def test_a_first_read_that_was_cut_short_is_forgotten_too(monkeypatch):
+    reader = reader_of(CHOICES["all weights"])
+    step = type(reader.module).training_step
+
+    def stops(self, segment, batch_idx):
+        if segment.cut.index == 2:
+            raise KeyboardInterrupt
+        return step(self, segment, batch_idx)
+
+    monkeypatch.setattr(type(reader.module), "training_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        reader.read(text_of(TOKENS))
+    monkeypatch.undo()
+    reader.forget()
+    assert reader.read(text_of(TOKENS)).equals(reader_of(CHOICES["all weights"]).read(text_of(TOKENS)))
+
+
+def test_before_anything_is_read_and_after_it_was_forgotten(tmp_path):
+    reader, settings = reader_of(CHOICES["all weights"]), {"max_new_tokens": 5, "do_sample": False}
+    reader.save(tmp_path / "new")
+    before = reader.generate(text_of([7]), **settings)
+    reader.read(text_of(TOKENS))
+    reader.save(tmp_path / "read")
+    assert (tmp_path / "read/weights.safetensors").exists()
+    reader.forget()
+    assert reader.generate(text_of([7]), **settings) == before
+    reader.save(tmp_path / "read")
+    assert [path.name for path in (tmp_path / "read").iterdir()] == ["reader.sealed"]
+    other = reader_of(CHOICES["all weights"])
+    other.load(tmp_path / "new")
+    assert other.read(text_of(TOKENS)).equals(reader.read(text_of(TOKENS)))
+
+
+def test_where_numbers_went_wrong_the_initial_weights_generate(tmp_path):
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    for on_failure in ("stop", "static"):
+        wild = {"context": TransformerXL(16, 24), "update": partial(torch.optim.SGD, lr=1e12), "on_failure": on_failure}
+        reader = reader_of(wild)
+        before = reader.generate(text_of([7]), **settings)
+        with pytest.raises(SettingError) if on_failure == "stop" else nullcontext():
+            reader.read(text_of(TOKENS))
+        assert reader.generate(text_of([7]), **settings) == before
+        reader.save(tmp_path / on_failure)
+        assert [path.name for path in (tmp_path / on_failure).iterdir()] == ["reader.sealed"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Reader(tiny(), Letters(), context=TransformerXL(8, 8), trainer={"devices": 2}),
+            "trainer.devices must be 1",
+        ),
+        (
+            lambda: Reader(tiny(), Letters(), context=TransformerXL(8, 8), trainer={"max_time": 1}),
+            "trainer.max_time must be left out",
+        ),
+        (lambda: Reader(tiny(), context=TransformerXL(8, 8)), "tokenizer must be given with a model of transformers"),
+        (lambda: reader_of(CHOICES["static"]).read(chr(32 + 61)), "model.tokenizer must give ids below 61"),
+        (lambda: reader_of(CHOICES["static"]).generate(behind=-1), "behind must be at least 0, got -1"),
+        (
+            lambda: reader_of(CHOICES["static"]).generate(num_return_sequences=2),
+            "num_return_sequences must be left out",
+        ),
+        (lambda: reader_of(CHOICES["static"]).generate("a" * 300), "prompt must leave room within 256 positions"),
+    ],
+)
+def test_what_cannot_be_is_told(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_in_half_precision_it_generates_as_it_reads():
+    model = tiny().bfloat16()
+    reader = Reader(model, Letters(), context=TransformerXL(16, 24), parameters=Matching("mlp"), update=ADAM,
+                    trainer={"accelerator": "cpu", "precision": "bf16-mixed"})  # fmt: skip
+    reader.read(text_of(TOKENS))
+    assert len(reader.generate(text_of([7]), max_new_tokens=5, do_sample=False)) == 5
