@@ -29,7 +29,8 @@ OTHERS = {
 
 def main(config: str, tokens: str, *files: str) -> None:
     quiet()
-    data = ["--data.path", "text", "--data.data_files", str(list(files)), "--data.documents", "null"] if files else []
+    data = ["--data.path", "text", "--data.data_files", str(list(files))] if files else []
+    data += ["--data.documents", str(len(files) or 12)]
     run = Run.of(["--config", config, *data, "--data.max_tokens", tokens])
     texts = [document.text.encode() for document in run.documents]
     size = sum(map(len, texts))
