@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dynlight.arguments import own_options
 from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.audit --config X.yaml [--section.key value ...]
@@ -79,20 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The audit's own options, by name, and the arguments that are left, which describe a run."""
-    options: dict[str, str] = {}
-    rest: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument == "--decode":
-            options[name] = ""
-        elif argument.startswith("--") and name in ("receipt", "documents", "segments", "policy", "tokens"):
-            given = value if equals else next(waiting, "")
-            if not given:
-                raise SettingError(name, "be given a value", got="nothing")
-            options[name] = given
-        else:
-            rest.append(argument)
+    options, rest = own_options(arguments, ("receipt", "documents", "segments", "policy", "tokens"), ("decode",))
     for flag, others in (("decode", ("receipt", "segments", "policy")), ("receipt", ("tokens",))):
         if flag in options and (misplaced := [name for name in others if name in options]):
             raise SettingError(misplaced[0], f"be left out with {flag}", got=options[misplaced[0]])

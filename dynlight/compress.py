@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlight.errors import SettingError, require
+from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.compress FILE --config X.yaml [--section.key value ...]
        python -m dynlight.decompress FILE.dyn
@@ -13,8 +13,8 @@ Compresses a file by what a model predicts of it, token by token, learning from 
 segment by segment, as dynlight.fit does: the size is the score. Any bytes go in.
 
   FILE             becomes FILE.dyn, which holds all settings, and not the model
-  --config X.yaml  a run, and overrides, as for dynlight.fit; its data, out and
-                   loggers are not used
+  --config X.yaml  a run, and overrides, as for dynlight.fit; its data, out, keep
+                   and loggers are not used
   --to FILE        another name for what is written
   --force          replaces what is there
   --help           prints this
@@ -35,13 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dynlight.recording.report.text import number
     from dynlight.running.run import Run
     from dynlight.running.trainer import quiet
-    from dynlight.using.files import Told, own_options, target_of
+    from dynlight.using.files import Told, file_of, target_of
     from dynlight.using.packed import pack
 
     quiet()
     try:
-        file, options, rest = own_options(arguments, "FILE")
-        require(file.is_file(), "FILE", "be a file", got=file)
+        file, options, rest = file_of(arguments, "FILE")
         target = target_of(options, Path(f"{file}.dyn"), file)
         with Told("compressed") as told:
             packed = pack(file.read_bytes(), Run.of(rest), told)

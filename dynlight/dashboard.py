@@ -1,19 +1,21 @@
 """`python -m dynlight.dashboard --project X`: a workspace on W&B that draws what the runs of a project log."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from dynlight.arguments import own_options, refuse_others
 from dynlight.errors import SettingError, require
 
-HELP = """usage: python -m dynlight.dashboard --project X [--entity E] [--group update.init_args.lr]
+HELP = """usage: python -m dynlight.dashboard --project X [--entity E] [--group key]
 
-Makes the workspace `dynlight` of a project on W&B, or renews it: scores over FLOPs and over tokens, gain, experts,
-documents, costs, and runs beside each other. Sections and settings that you added to it stay.
+Makes the workspace `dynlight` of a project on W&B, or renews it: scores over FLOPs and
+over tokens, gain, experts, documents, costs, and runs beside each other. Sections and
+settings that you added to it stay.
 
   --project X    the project on W&B, as in trainer.logger.init_args.project
   --entity E     the user or team that owns it (default: the account's own)
-  --group key    a setting of the YAML by which runs of a sweep are grouped (default: update.init_args.lr)
+  --group key    a setting of the YAML by which runs of a sweep are grouped (default:
+                 update.init_args.lr)
   --help         prints this
 
 It needs the package wandb-workspaces (pip install 'dynlight[wandb]') and an account (`wandb login`).
@@ -27,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(HELP, end="")
         return 0
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, default in (("project", ""), ("entity", None), ("group", "update.init_args.lr")):
-        parser.add_argument(f"--{name}", default=default, nargs="?", const="")
+    names = ("project", "entity", "group")
     try:
-        options, unknown = parser.parse_known_args(arguments)
-        for name, value in vars(options).items():
-            require(value != "", name, "be given a value", got="nothing")
-        require(not unknown, "an option", "be --project, --entity or --group", got=" ".join(unknown))
-        address, is_renewed = _save(options.project, options.entity, options.group)
+        options, rest = own_options(arguments, names)
+        refuse_others(rest, names)
+        require(
+            not rest and "project" in options, "project", "be given as --project X", got=" ".join(rest) or "nothing"
+        )
+        group = options.get("group", "update.init_args.lr")
+        address, is_renewed = _save(options["project"], options.get("entity"), group)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

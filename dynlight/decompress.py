@@ -26,19 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from dynlight.durable import draft_of
     from dynlight.running.trainer import quiet
-    from dynlight.using.files import Told, own_options, target_of
+    from dynlight.using.files import Told, file_of, target_of
     from dynlight.using.packed import unpack
 
     quiet()
     try:
-        file, options, rest = own_options(arguments, "FILE.dyn")
+        file, options, rest = file_of(arguments, "FILE.dyn")
         require(
             not rest,
             rest[0].lstrip("-") if rest else "",
             "be left out, as the file has its settings",
             got=" ".join(rest),
         )
-        require(file.is_file(), "FILE.dyn", "be a file", got=file)
         is_named = file.suffix == ".dyn" or "to" in options
         require(is_named, "to", "be given where a file is not named .dyn", got="nothing")
         target = target_of(options, file.with_suffix(""), file)

@@ -1,12 +1,13 @@
 """`python -m dynlight.generate --run runs/x --document NAME --prompt TEXT`: what a model writes that has read a document."""
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
+from dynlight.arguments import number_of, own_options, refuse_others
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.generate --run runs/X --document NAME --prompt TEXT
@@ -41,36 +42,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(side_by_side({"static": texts[0], "adapted": texts[1]}, shutil.get_terminal_size().columns)))
+    from dynlight.recording.report.terminal import show
+
+    show("\n".join(side_by_side({"static": texts[0], "adapted": texts[1]}, shutil.get_terminal_size().columns)))
     return 0
 
 
-def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--document", default="0")
-    parser.add_argument("--prompt", default="")
-    for name, kind, usual in (("tokens", int, 80), ("temperature", float, 0.8), ("behind", int, 0), ("seed", int, 0)):
-        parser.add_argument(f"--{name}", type=kind, default=usual)
-    try:
-        chosen, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        got = error.message.rpartition(": ")[2]
-        raise SettingError(str(error.argument_name).lstrip("-"), "be given as in --help", got=got) from error
-    if unknown:
-        raise SettingError(
-            unknown[0].lstrip("-"), "be an option of dynlight.generate", got=unknown[0], advice="see --help"
-        )
-    require(chosen.run is not None, "run", "be given", got="nothing")
-    require(chosen.tokens >= 1, "tokens", "be at least 1", got=chosen.tokens)
-    require(chosen.temperature >= 0, "temperature", "be at least 0", got=chosen.temperature)
-    require(0 <= chosen.seed < 2**32, "seed", f"be from 0 to {2**32 - 1}", got=chosen.seed)
-    must, is_run = "be the folder of a run", (chosen.run / "config.yaml").is_file()
-    require(is_run, "run", must, got=chosen.run, advice="it has no config.yaml")
-    return chosen
+def _parsed(arguments: list[str]) -> Namespace:
+    names = ("run", "document", "prompt", "tokens", "temperature", "behind", "seed")
+    options, rest = own_options(arguments, names)
+    refuse_others(rest, names)
+    require(not rest, "an option", "be given by its name", got=" ".join(rest))
+    require("run" in options, "run", "be given", got="nothing")
+    folder = Path(options["run"])
+    must, is_run = "be the folder of a run", (folder / "config.yaml").is_file()
+    require(is_run, "run", must, got=folder, advice="it has no config.yaml")
+    return Namespace(
+        run=folder,
+        document=options.get("document", "0"),
+        prompt=options.get("prompt", ""),
+        tokens=int(number_of(options, "tokens", 80, 1, 100_000, whole=True)),
+        temperature=number_of(options, "temperature", 0.8, 0, 100),
+        behind=int(number_of(options, "behind", 0, 0, 100_000, whole=True)),
+        seed=int(number_of(options, "seed", 0, 0, 2**32 - 1, whole=True)),
+    )
 
 
-def _continued(chosen: argparse.Namespace) -> list[str]:
+def _continued(chosen: Namespace) -> list[str]:
     """The prompt and what follows it, by the initial weights and by those that have read the document."""
     import torch
 

@@ -25,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # Imported here, as they take a moment, which the help needn't wait for.
     from dynlight.recording.report.files import write
-    from dynlight.recording.report.terminal import printed_table
+    from dynlight.recording.report.terminal import printed_table, show
 
     try:
         is_one = len(arguments) == 1 and not arguments[0].startswith("-")
         require(is_one, "runs/X", "be the folder of one run", got=" ".join(arguments))
         folder = Path(arguments[0])
         write(folder)
-        print(printed_table(folder), "", folder / "report.html", sep="\n")
+        show(f"{printed_table(folder)}\n\n{folder / 'report.html'}")
     except (OSError, SettingError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

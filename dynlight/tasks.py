@@ -5,12 +5,15 @@ from collections.abc import Sequence
 
 from dynlight.errors import SettingError
 
-HELP = """usage: python -m dynlight.tasks --tasks name,name --model_args pretrained=X,segment=64,memory=256,update=SGD,lr=0.02
+HELP = """usage: python -m dynlight.tasks --tasks name,name --model_args key=value,key=value
 
-Runs tasks of lm-evaluation-harness, as `lm_eval --model dynlight` does where lm-eval finds models of other packages.
+Runs tasks of lm-evaluation-harness with a model that learns as it reads, as
+`lm_eval --model dynlight` does where lm-eval finds models of other packages.
 
-  --model_args    config=X.yaml, and settings over it, as for dynlight.fit: update=AdamW,lr=1e-3,parameters=LoRA,rank=8
-                  learn=context: learns from the context of each request, too, not only from texts of rolling tasks
+  --model_args    settings of dynlight.fit: pretrained=tiny-books,segment=64,memory=256,
+                  update=SGD,lr=0.02; or config=X.yaml, and others over it. Its data, out
+                  and loggers are not used. With learn=context the context of each request
+                  is learned from, too, not only the texts of rolling tasks
   others          of lm-eval: `lm_eval run --help`
 
 exit status: 0; 2 if the settings couldn't be run
@@ -41,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.argv = before
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        if "asks not found" not in str(error):  # what lm-eval says of a wrong name
+            raise
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

@@ -4,29 +4,36 @@ import heapq
 import os
 import select
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dynlight.errors import SettingError
+from dynlight.arguments import number_of, own_options
+from dynlight.errors import SettingError, require
+
+if TYPE_CHECKING:
+    from dynlight.using.lines import Line, Surprising
+    from dynlight.using.reader import Reader
 
 HELP = """usage: tail -f FILE | python -m dynlight.watch --config X.yaml [--section.key value ...]
 
 Reads lines as they come, each scored and then learned from, and prints those that
 surprise more than most of the lines before: in bits per byte, by the weights that have
 learned so far and by the initial ones. At its end it prints the most surprising ones.
+The first 50 lines are for learning alone.
 
-  --config X.yaml   a run, and overrides, as for dynlight.fit; its data, out and loggers
-                    are not used
+  --config X.yaml   a run, and overrides, as for dynlight.fit; its data, out, keep and
+                    loggers are not used
   --share S         how much of the last 200 lines may have surprised more than one that
                     is printed (default: 0.02)
   --wait S          seconds after which lines are read that fill no segment (default: 2)
+  --state folder    goes on with what the last watch has learned, and leaves it there
   --help            prints this
 
 exit status: 0 all was read, 2 couldn't be run, 130 stopped by Ctrl-C
 """
-
-
 _MOST = 4096  # bytes that are read at once
+_TOLD = 10  # of the most surprising lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,45 +49,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     quiet()
     try:
-        options, rest = _own_options(arguments)
-        surprising = Surprising(options["share"])
+        options, rest = own_options(arguments, ("share", "wait", "state"))
+        share, wait = number_of(options, "share", 0.02, 1e-6, 1), number_of(options, "wait", 2.0, 1e-3, 3600)
+        require(sys.stdin is not None, "standard input", "be a pipe or a file", got="nothing")
         reader = Reader.of(Run.of(rest))
-        reader.make_ready()
-        return _watch(reader, surprising, options["wait"])
+        reader.check_lines()
+        state = Path(options["state"]) if "state" in options else None
+        if state is not None and state.exists():
+            reader.load(state)
+        status = _watch(reader, Surprising(share), wait)
+        if state is not None and reader.is_whole:
+            reader.save(state)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _watch(reader: Any, surprising: Any, wait: float) -> int:
-    """Reads to the end of the input, and prints on the way."""
-    from dynlight.using.lines import lines_of
-
-    print("     line  adapted  static  bits per byte", flush=True)
-    most: list[tuple[float, int, str]] = []
-    count, status = 0, 0
-    try:
-        for text in _texts(sys.stdin.fileno(), wait, reader.fills):
-            for line in lines_of(text, reader.read(text), count + 1):
-                count = line.number
-                if surprising.sees(line):
-                    print(_shown(line), flush=True)
-                heapq.heappush(most, (line.surprise, -line.number, _shown(line)))
-                if len(most) > 10:
-                    heapq.heappop(most)
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes one of the other
-        status = 130
-    so_far = reader.so_far
-    from dynlight.recording.report.ratios import bits_per_byte
-    from dynlight.recording.report.text import number
-
-    static, own = (number(bits_per_byte(nats, so_far.bytes)) for nats in (so_far.static_nats, so_far.nats))
-    print(f"\n{count:,} lines, {so_far.tokens:,} tokens: {static} → {own} bits per byte; of all, the most surprising:")
-    print("\n".join(shown for _, _, shown in sorted(most, reverse=True)))
+    except KeyboardInterrupt:  # before anything was read
+        return 130
     return status
 
 
-def _texts(descriptor: int, wait: float, fills: Any) -> Iterator[str]:
+def _watch(reader: "Reader", surprising: "Surprising", wait: float) -> int:
+    """Reads to the end of the input, and prints on the way."""
+    from dynlight.recording.report.ratios import bits_per_byte
+    from dynlight.recording.report.terminal import show
+    from dynlight.recording.report.text import number
+    from dynlight.using.files import as_text
+    from dynlight.using.lines import lines_of
+
+    show("     line  adapted  static  bits per byte")
+    most: list[tuple[float, int, Line]] = []  # the least of them first
+    lines, size, status = 0, 0, 0
+    before = reader.so_far.nats, reader.so_far.static_nats, len(reader)
+    try:
+        for data in _blocks(sys.stdin.fileno(), wait, lambda data: reader.fills(as_text(data))):
+            text = as_text(data)
+            for line in lines_of(text, reader.read(text), lines + 1):
+                lines = line.number
+                if not surprising.is_ready:
+                    surprising.sees(line)
+                    continue
+                if surprising.sees(line):
+                    show(_shown(line))
+                heapq.heappush(most, (line.surprise, -line.number, line))
+                if len(most) > _TOLD:
+                    heapq.heappop(most)
+            size += len(data)
+    except KeyboardInterrupt:
+        status = 130
+    own, static = reader.so_far.nats - before[0], reader.so_far.static_nats
+    static = None if static is None or before[1] is None else static - before[1]
+    scores = f"{number(bits_per_byte(static, size))} → {number(bits_per_byte(own, size))} bits per byte"
+    show(f"\n{lines:,} line{'s' * (lines != 1)}, {len(reader) - before[2]:,} tokens: {scores}")
+    if most:
+        show("the most surprising:\n" + "\n".join(_shown(line) for _, _, line in sorted(most, reverse=True)))
+    if reader.has_failed:
+        show("warning: read by the initial weights from where numbers went wrong; lower update.lr or set clip")
+    return status
+
+
+def _blocks(descriptor: int, wait: float, fills: Callable[[bytes], bool]) -> Iterator[bytes]:
     """Whole lines of an input, as soon as they fill a segment, or nothing has come for a while; at its end what is left."""
     kept = b""
     while True:
@@ -88,44 +115,24 @@ def _texts(descriptor: int, wait: float, fills: Any) -> Iterator[str]:
         more = b"" if is_quiet else os.read(descriptor, 1 << 16)
         has_ended = not is_quiet and not more
         kept += more
-        while len(kept) > _MOST and b"\n" in kept:  # a file that is there already: what is found is told on the way
+        while len(kept) > _MOST and b"\n" in kept:  # of a file that is there already; what is found is told on the way
             stop = (kept.rfind(b"\n", 0, _MOST) + 1) or (kept.find(b"\n") + 1)
-            yield kept[:stop].decode(errors="replace")
+            yield kept[:stop]
             kept = kept[stop:]
         stop = len(kept) if has_ended else kept.rfind(b"\n") + 1
-        if stop and (has_ended or is_quiet or fills(kept[:stop].decode(errors="replace"))):
-            yield kept[:stop].decode(errors="replace")
+        if stop and (has_ended or is_quiet or fills(kept[:stop])):
+            yield kept[:stop]
             kept = kept[stop:]
         if has_ended:
             return
 
 
-def _shown(line: Any) -> str:
+def _shown(line: "Line") -> str:
     from dynlight.recording.report.ratios import bits_per_byte
     from dynlight.recording.report.text import number, visible
 
     static = number(bits_per_byte(line.static_nats, line.bytes), 2)
     return f"{line.number:9,}  {line.surprise:7.2f}  {static:>6}  {visible(line.text)}"
-
-
-def _own_options(arguments: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """The command's own options, and the arguments that are left, which describe a run."""
-    options, rest = {"share": 0.02, "wait": 2.0}, list[str]()
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in options:
-            given = value if equals else next(waiting, "nothing")
-            try:
-                options[name] = float(given)
-            except ValueError:
-                raise SettingError(name, "be a number", got=given) from None
-        else:
-            rest.append(argument)
-    for name, most in (("share", 1.0), ("wait", 3600.0)):
-        if not 0 < options[name] <= most:
-            raise SettingError(name, f"be above 0 and at most {most:g}", got=options[name])
-    return options, rest
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def save(project: str, entity: str | None, group: str) -> tuple[str, bool]:
 def _log_in(project: str) -> None:
     """Raises SettingError unless W&B is to be used and there is an account; asks for nothing."""
     # One retry: W&B would try on after the answer is given up, and the command wait for that at its end.
-    mode = wandb.setup(wandb.Settings(silent=True, x_graphql_retry_max=1)).settings.mode
+    try:
+        mode = wandb.setup(wandb.Settings(silent=True, x_graphql_retry_max=1)).settings.mode
+    except ValueError as error:  # of pydantic, by which W&B reads the environment
+        raise SettingError("WANDB_…", "be settings that W&B takes", got=_line(error)) from error
     require(mode == "online", "WANDB_MODE", "be online, as a workspace lies at W&B", got=mode)
     try:
         wandb.Settings(project=project)

@@ -130,7 +130,7 @@ class _Fitting:
         if not self._trainer.is_global_zero:
             return {"failed": [], "finished_static": []}  # the first process lists them
         table, summary = files.write_tables(self.folder)
-        _print(terminal.printed_table(self.folder))
+        terminal.show(terminal.printed_table(self.folder))
         self._draw_page(table, summary)
         close_loggers(self._trainer.loggers, self.folder, summary)
         remove_unfinished(self.folder)
@@ -140,7 +140,7 @@ class _Fitting:
         """Draws report.html; where that fails, all results are there, and it can be tried again."""
         try:
             files.write_page(self.folder, table, summary)
-            _print(f"\nreport  {self.folder / 'report.html'}")
+            terminal.show(f"\nreport  {self.folder / 'report.html'}")
         except Exception as error:
             if is_out_of_room(error):
                 raise
@@ -212,14 +212,6 @@ class _Fitting:
             got=f"{self._trainer.world_size}, where memory ran out",
             advice="choose more, LoRA, or a shorter context.segment",
         )
-
-
-def _print(text: str) -> None:
-    """Prints for a person who may be gone (`| head -1`): the results are in the folder."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -1,37 +1,47 @@
-"""Files: what the commands that read a file have in common: their own options, and how they say how far they are."""
+"""Files: what the commands that read bytes have in common: any bytes as text, their options, and how far they are."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from dynlight.errors import SettingError, require
+from dynlight.arguments import own_options
+from dynlight.errors import require
 
 
-def own_options(arguments: Sequence[str], what: str) -> tuple[Path, dict[str, str], list[str]]:
+def as_text(data: bytes) -> str:
+    r"""Any bytes as Unicode text: a byte that is no UTF-8 becomes U+001A and its two digits, and so does U+001A itself.
+
+    >>> as_text(b"caf\xc3\xa9 \xff")
+    'café \x1aff'
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    return re.sub("[\x1a\udc80-\udcff]", lambda found: f"\x1a{ord(found[0]) & 0xFF:02x}", text)
+
+
+def as_bytes(text: str) -> bytes:
+    """The bytes of which `as_text` made a text."""
+
+    def byte(found: re.Match[str]) -> str:
+        code = int(found[1], 16)
+        return chr(code if code < 0x80 else 0xDC00 + code)
+
+    return re.sub("\x1a([0-9a-f]{2})", byte, text).encode("utf-8", "surrogateescape")
+
+
+def file_of(arguments: Sequence[str], what: str) -> tuple[Path, dict[str, str], list[str]]:
     """The file that comes first, the options `to` and `force`, and the arguments that are left, which describe a run.
 
     Raises:
-        SettingError: if no file comes first, or `to` has no value.
+        SettingError: if no file comes first.
     """
     file, *others = arguments
     require(not file.startswith("-"), what, "come first", got=file)
-    options: dict[str, str] = {}
-    rest: list[str] = []
-    waiting = iter(others)
-    for argument in waiting:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument == "--force":
-            options[name] = ""
-        elif argument.startswith("--") and name == "to":
-            options[name] = value if equals else next(waiting, "")
-            if not options[name]:
-                raise SettingError(name, "be given a value", got="nothing")
-        else:
-            rest.append(argument)
-    return Path(file), options, rest
+    require(Path(file).is_file(), what, "be a file", got=file)
+    return Path(file), *own_options(others, ("to",), ("force",))
 
 
 def target_of(options: dict[str, str], usual: Path, source: Path) -> Path:

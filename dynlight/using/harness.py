@@ -15,6 +15,7 @@ from itertools import dropwhile
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 
@@ -123,6 +124,10 @@ class DynamicLM(HFLM):  # type: ignore[misc] # lm-eval has no types
         with quiet_for_now():
             module = self.run.read(self.run.module(), documents, [nats])
         for index, failure in module.failures.of_documents.items():
+            if not failure.stopped:
+                rank_zero_warn(
+                    f"{documents[index].name} was read by the initial weights from segment {failure.segment} on"
+                )
             require(not failure.stopped, documents[index].name, "be read to its end", advice="lower the rate or set clip",
                     got=f"stopped in segment {failure.segment} as {failure.reason}")  # fmt: skip
         likelihoods = [0.0 - nats.of_documents[document.index] for document in documents]

@@ -1,6 +1,7 @@
 """Lines: how much each line of a text surprises a model that learns from the lines before it."""
 
 import math
+import re
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from dynlight.recording.report.ratios import bits_per_byte
+from dynlight.using.files import as_bytes
 
-_KNOWN, _FEWEST = 200, 50  # lines with which a line is compared: the last ones, and as many at least
+_KNOWN, FEWEST = 200, 50  # lines with which a line is compared: the last ones, and as many at least
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def lines_of(text: str, table: pd.DataFrame, first: int) -> Iterator[Line]:
         table: of its tokens.
         first: the number of the first line.
     """
-    lines = text.splitlines(keepends=True)
+    lines = re.findall("[^\n]*\n|[^\n]+", text)  # what ends a line for `grep -n`, and nothing else
     ends = np.cumsum([len(line) for line in lines])
     begins = np.cumsum([0, *(len(piece) for piece in table["text"])])[:-1]
     places = np.minimum(np.searchsorted(ends, begins, side="right"), len(lines) - 1)
@@ -47,7 +49,7 @@ def lines_of(text: str, table: pd.DataFrame, first: int) -> Iterator[Line]:
         static = float(sums["static_nats"][place])
         nats = float(sums["nats"][place])
         own = None if math.isnan(static) else static
-        yield Line(first + place, line.rstrip("\r\n"), len(line.encode()), nats, own)
+        yield Line(first + place, line.rstrip("\r\n"), len(as_bytes(line)), nats, own)
 
 
 class Surprising:
@@ -62,13 +64,15 @@ class Surprising:
         self._last: deque[float] = deque()
         self._sorted: list[float] = []
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are enough lines before."""
+        return len(self._sorted) >= FEWEST
+
     def sees(self, line: Line) -> bool:
         """Whether this line is one; it is then one of those before."""
-        bound = (
-            self._sorted[-max(1, math.ceil(self._share * len(self._sorted)))]
-            if len(self._sorted) >= _FEWEST
-            else math.inf
-        )
+        most = math.floor(self._share * len(self._sorted))  # lines that may surprise more
+        bound = math.inf if not self.is_ready else self._sorted[-1 - most] if most < len(self._sorted) else -math.inf
         self._last.append(line.surprise)
         insort(self._sorted, line.surprise)
         if len(self._last) > _KNOWN:

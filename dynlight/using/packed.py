@@ -31,6 +31,7 @@ from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.running.configuration import CHOICES, minimal
 from dynlight.running.run import Run
 from dynlight.using.coding import Watch, decode, encode
+from dynlight.using.files import as_bytes, as_text
 from dynlight.using.reader import Reader
 
 MAGIC = b"DYN1"
@@ -132,26 +133,6 @@ def unpack(packed: bytes, watch: Watch | None = None) -> bytes:
     require(_sha(data) == header["sha"], "file", f"come out with the SHA-256 {header['sha']}… that it went in with",
             got=f"{_sha(data)}…", advice="it is damaged, this machine rounds otherwise, or statistics of RMSDynamic are others")  # fmt: skip
     return data
-
-
-def as_text(data: bytes) -> str:
-    r"""Any bytes as Unicode text: a byte that is no UTF-8 becomes U+001A and its two digits, and so does U+001A itself.
-
-    >>> as_text(b"caf\xc3\xa9 \xff")
-    'café \x1aff'
-    """
-    text = data.decode("utf-8", "surrogateescape")
-    return re.sub("[\x1a\udc80-\udcff]", lambda found: f"\x1a{ord(found[0]) & 0xFF:02x}", text)
-
-
-def as_bytes(text: str) -> bytes:
-    """The bytes of which `as_text` made a text."""
-
-    def byte(found: re.Match[str]) -> str:
-        code = int(found[1], 16)
-        return chr(code if code < 0x80 else 0xDC00 + code)
-
-    return re.sub("\x1a([0-9a-f]{2})", byte, text).encode("utf-8", "surrogateescape")
 
 
 def as_read(tokenizer: Any, tokens: list[int]) -> str:

@@ -100,7 +100,7 @@ class Reader:
     def _start_anew(self) -> None:
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._segments = 0
-        self._is_whole = True  # whether all that was begun was read
+        self.is_whole = True  # whether all that was begun was read
         self.so_far = SoFar()
 
     def __len__(self) -> int:
@@ -138,6 +138,18 @@ class Reader:
             values = np.concatenate(own).astype(np.float32)
             columns[name] = list(values) if values.ndim > 1 else values
         return pd.DataFrame(columns)
+
+    def check_lines(self) -> None:
+        """Raises SettingError where texts of any length cannot follow one another."""
+        context, share = self.module.context, self.module.objective.replayed_share
+        must = "be null where what is read ends in the middle of a segment"
+        require(context.refresh is None, "context.refresh", must, got=context.refresh)
+        require(not share, "objective", "not be Replayed where what is read ends in the middle of a segment", got="it")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether numbers went wrong, so that the initial weights have taken over, or nothing can follow."""
+        return self._texts in self.module.failures.of_documents
 
     def fills(self, text: str) -> bool:
         """Whether a text has enough tokens for a segment."""
@@ -178,7 +190,7 @@ class Reader:
         """Raises SettingError where these tokens cannot follow."""
         context, choices = self.module.context, self.module.objective
         must, advice = "follow what was read whole", "forget() it, or load()"
-        require(self._is_whole, "text", must, got="what was cut short, or recalled", advice=advice)
+        require(self.is_whole, "text", must, got="what was cut short, or recalled", advice=advice)
         rows, highest = len(self.module.model.get_input_embeddings().weight), int(tokens.max()) if len(tokens) else 0
         require(
             highest < rows, "model.tokenizer", f"give ids below {rows}, the rows of the model's embedding", got=highest
@@ -195,9 +207,9 @@ class Reader:
 
     def _fit(self, segments: Sequence[Segment], learns: bool = True) -> list[Score]:
         """The scores of these segments, which follow; where reading them is cut short, nothing can follow."""
-        self._is_whole = False
+        self.is_whole = False
         scores = take_steps(self.module, self.settings, segments, learns)
-        self._is_whole = True
+        self.is_whole = True
         return scores
 
     def forget(self) -> None:
@@ -261,7 +273,7 @@ class Reader:
 
     def learned(self) -> dict[int, dict[str, Tensor]]:
         """By rule what each has learned, that of the fewest nats first; none where numbers went wrong."""
-        return {} if self._texts in self.module.failures.of_documents else self.so_far.learned(self.module, 0)
+        return {} if self.has_failed else self.so_far.learned(self.module, 0)
 
     def save(self, folder: str | Path) -> None:
         """Writes what was learned, as PEFT or transformers loads it, and all that `load` needs to read on."""
@@ -278,7 +290,7 @@ class Reader:
     def progress_state(self) -> dict[str, Any]:
         """The state behind what was read: tensors and plain data."""
         self.make_ready()
-        counts = {"segments": self._segments, "text": self._texts, "is_whole": self._is_whole}
+        counts = {"segments": self._segments, "text": self._texts, "is_whole": self.is_whole}
         return {"module": self.module.progress_state(), "tokens": self._tokens, "so_far": vars(self.so_far), **counts}
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
@@ -286,7 +298,7 @@ class Reader:
         self.make_ready()
         self.module.load_progress_state(state["module"])
         self._tokens, self.so_far = state["tokens"], SoFar(**state["so_far"])
-        self._segments, self._texts, self._is_whole = state["segments"], state["text"], state["is_whole"]
+        self._segments, self._texts, self.is_whole = state["segments"], state["text"], state["is_whole"]
 
     def recall(self, tokens: Tensor, learned: Mapping[str, Tensor]) -> None:
         """Puts what was learned from a document in the place of what was learned here, to generate by it; nothing can follow.
@@ -301,7 +313,7 @@ class Reader:
             for (name, own), initial in zip(weights.learned_by(owner).items(), weights.initial, strict=True):
                 own.detach().copy_(learned.get(name, initial))
         self._start_anew()
-        self._tokens, self._is_whole = tokens, False  # of memory and optimizer nothing is kept
+        self._tokens, self.is_whole = tokens, False  # of memory and optimizer nothing is kept
 
     @property
     def sequence(self) -> Tensor:

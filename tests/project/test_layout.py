@@ -23,7 +23,7 @@ def test_no_import_runs_up_and_there_is_no_circle():
 def test_at_the_top_are_wings_and_doors_and_what_they_all_stand_on():
     files = {path.stem for path in PACKAGE.glob("*.py")}
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert files == {"__init__", *DOORS, "errors", "durable"}
+    assert files == {"__init__", *DOORS, "arguments", "errors", "durable"}
     assert folders == set(WINGS)
 
 

@@ -283,10 +283,10 @@ def test_where_wandb_cannot_be_reached_a_line_says_so(server, save):
         (["--project", "a/b"], {}, "project must be a name that W&B takes, got Invalid project name 'a/b'"),
         (["--project", "x" * 129], {}, "project must be a name that W&B takes, got Invalid project name 'xxx"),
         (["--project"], {}, "project must be given a value, got nothing"),
-        (["--entity", "someone"], {}, "project must be given a value, got nothing"),
+        (["--entity", "someone"], {}, "project must be given as --project X, got nothing"),
         (["--project", "x", "--group="], {}, "group must be given a value, got nothing"),
-        (["--projects", "x"], {}, "project must be given a value, got nothing"),
-        (["--project", "x", "--names", "y"], {}, "an option must be --project, --entity or --group, got --names y"),
+        (["--projects", "x"], {}, "an option must be one of --project, --entity, --group, got --projects"),
+        (["--project", "x", "--names", "y"], {}, "an option must be one of --project, --entity, --group, got --names"),
         (
             ["--project", "x"],
             {"WANDB_MODE": "offline"},

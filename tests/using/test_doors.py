@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import yaml
 from folders import configuration, save_model
 
 from dynlight import DynamicEvaluation, compress, decompress, fit, generate, watch
-from dynlight.using import packed
+from dynlight.using import lines, packed
 from dynlight.using.lines import Line, Surprising, lines_of
 
 DOORS = {"compress": compress, "decompress": decompress, "generate": generate, "watch": watch}
@@ -308,7 +309,7 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path, word_tokenizer, config
         (compress, ["file", "--config", "run.yaml", "--to", "there"], "to must be a new file, got there; set --force"),
         (compress, ["file"], "model.pretrained"),
         (decompress, ["file"], "to must be given where a file is not named .dyn, got nothing"),
-        (decompress, ["file.dyn", "--seed", "1"], "seed must be left out, as the file has its settings, got --seed 1"),
+        (decompress, ["file", "--seed", "1"], "seed must be left out, as the file has its settings, got --seed 1"),
         (decompress, ["gone.dyn"], "FILE.dyn must be a file, got gone.dyn"),
     ],
 )
@@ -382,10 +383,13 @@ def test_kept_or_read_again_it_is_the_same(config, capsys):
         (["--document", "a.txt"], "run must be given, got nothing"),
         (["--run", "nothing"], "run must be the folder of a run, got nothing; it has no config.yaml"),
         (["--run", "out", "--document", "c.txt"], "document must be one of 2, as a.txt, got c.txt"),
-        (["--run", "out", "--tokens", "0"], "tokens must be at least 1, got 0"),
-        (["--run", "out", "--tokens", "x"], "tokens must be given as in --help, got 'x'"),
-        (["--run", "out", "--temperature", "-1"], "temperature must be at least 0, got -1"),
-        (["--run", "out", "--lr", "1"], "lr must be an option of dynlight.generate, got --lr; see --help"),
+        (["--run", "out", "--tokens", "0"], "tokens must be a whole number from 1 to 100000, got 0"),
+        (["--run", "out", "--tokens", "x"], "tokens must be a whole number from 1 to 100000, got x"),
+        (["--run", "out", "--temperature", "-1"], "temperature must be a number from 0 to 100, got -1"),
+        (
+            ["--run", "out", "--lr", "1"],
+            "an option must be one of --run, --document, --prompt, --tokens, --temperature, --behind, --seed, got --lr",
+        ),
     ],
 )
 def test_what_cannot_be_generated_is_told(config, capsys, arguments, message):
@@ -413,14 +417,58 @@ def test_the_line_that_is_not_like_the_others_is_printed(config, capsys, monkeyp
     lines_from("\n".join(usual), monkeypatch)
     settings = {"update": {"class_path": "AdamW", "init_args": {"lr": 0.01}}}
     assert watch.main(["--config", config(**settings)]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    head, *told = capsys.readouterr().out.splitlines()
     assert head.split() == ["line", "adapted", "static", "bits", "per", "byte"]
-    printed = lines[: lines.index("")]
+    printed = told[: told.index("")]
     assert [line.split()[0] for line in printed if "Traceback" in line] == ["101"]
     assert len(printed) < 12
-    assert all("\x1b" not in line for line in lines)
-    assert lines[lines.index("") + 1].startswith("120 lines, ")
-    assert len(lines[lines.index("") + 2 :]) == 10
+    assert all("\x1b" not in line for line in told)
+    assert told[told.index("") + 1].startswith("120 lines, ")
+    assert told[told.index("") + 2] == "the most surprising:"
+    assert told[told.index("") + 3].split()[0] == "101"
+    assert len(told[told.index("") + 3 :]) == 10
+    assert min(int(line.split()[0]) for line in told[told.index("") + 3 :]) > 50  # learned from alone
+
+
+def test_lines_are_those_of_grep_and_bytes_those_of_the_input(config, capsys, monkeypatch):
+    lines_from("a\fb\rc\u2028d\ne\n\udce9\udce9", monkeypatch)
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            lines, "lines_of", lambda *arguments: [seen.append(line) or line for line in lines_of(*arguments)]
+        )
+        assert watch.main(["--config", config()]) == 0
+    assert [(line.number, line.bytes) for line in seen] == [(1, 10), (2, 2), (3, 2)]
+    assert "\n3 lines, " in capsys.readouterr().out
+
+
+def test_a_watch_goes_on_where_the_last_one_ended(config, capsys, monkeypatch):
+    settings = config(update={"class_path": "AdamW", "init_args": {"lr": 0.01}})
+    scores = []
+    for _ in range(2):
+        lines_from("It was a fine day.\n" * 20, monkeypatch)
+        assert watch.main(["--config", settings, "--state", "kept"]) == 0
+        scores.append(float(capsys.readouterr().out.split("→ ")[1].split()[0]))
+    assert scores[1] < 0.5 * scores[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": {"class_path": "TransformerXL", "init_args": {"segment": 16, "memory": 32, "refresh": 2}}},
+        {"objective": {"class_path": "Replayed", "init_args": {"segments": 2}}},
+    ],
+)
+def test_what_looks_back_by_segments_is_refused_at_the_start(config, capsys, changes):
+    assert watch.main(["--config", config(**changes)]) == 2
+    assert "where what is read ends in the middle of a segment" in capsys.readouterr().err
+
+
+def test_where_numbers_go_wrong_a_watch_says_so(config, capsys, monkeypatch):
+    lines_from("It was a fine day.\n" * 20, monkeypatch)
+    wild = config(update={"class_path": "SGD", "init_args": {"lr": 1e12}}, on_failure="static")
+    assert watch.main(["--config", wild]) == 0
+    assert "warning: read by the initial weights from where numbers went wrong" in capsys.readouterr().out
 
 
 def test_a_line_has_the_nats_of_the_tokens_that_begin_in_it():
@@ -437,6 +485,11 @@ def test_a_line_has_the_nats_of_the_tokens_that_begin_in_it():
 
 
 def test_few_lines_surprise_more_than_most():
+    exact, numbers = Surprising(0.05), random.Random(1)
+    for i in range(300):  # no more than five of a hundred before may surprise more
+        value, before = numbers.random(), list(exact._last)
+        told = exact.sees(Line(i, "", 1, value * math.log(2), None))
+        assert told == (len(before) >= 50 and sum(each > value for each in before) <= 0.05 * len(before))
     surprising, numbers = Surprising(0.02), random.Random(0)
     told = [surprising.sees(Line(i, "", 1, numbers.random(), None)) for i in range(2000)]
     assert not any(told[:50])
@@ -448,8 +501,8 @@ def test_few_lines_surprise_more_than_most():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--share", "2"], "share must be above 0 and at most 1, got 2.0"),
-        (["--wait", "soon"], "wait must be a number, got soon"),
+        (["--share", "2"], "share must be a number from 1e-06 to 1, got 2"),
+        (["--wait", "soon"], "wait must be a number from 0.001 to 3600, got soon"),
         (["--confg", "x"], "confg"),
     ],
 )

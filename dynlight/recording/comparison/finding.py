@@ -23,7 +23,7 @@ def find_runs(given: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     folders: dict[Path, Path] = {}  # by where they lie, whatever path leads there
     left_out: dict[str, str] = {}
     for text in given:
-        paths = [Path(text)] if Path(text).exists() else sorted(map(Path, glob.glob(text)), key=_in_order)
+        paths = [Path(text)] if text and Path(text).exists() else sorted(_folders_like(text), key=_in_order)
         if not paths:
             raise SettingError("runs", "be folders that exist", got=text)
         for path in paths:
@@ -33,6 +33,10 @@ def find_runs(given: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
             if not runs and not unfinished:
                 left_out[str(path)] = "holds no run"
     return list(folders.values()), left_out
+
+
+def _folders_like(pattern: str) -> list[Path]:
+    return [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]  # beside them lies the page
 
 
 def is_run(folder: Path) -> bool:

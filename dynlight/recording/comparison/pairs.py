@@ -119,7 +119,7 @@ def _notes_of_one(run: Run) -> Iterator[str]:
     if finished := sum(bool(entry.get("finished_static")) for entry in run.described["documents"]):
         yield f"{_documents(finished)} read to the end by the initial weights, as the learned ones had failed"
     if "teacher_flops" in run.documents:
-        yield "FLOPs and seconds are without those of the teacher"
+        yield "FLOPs and seconds are with those of the teacher"
 
 
 def _notes_of_two(made: Pair) -> Iterator[str]:

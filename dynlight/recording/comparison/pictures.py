@@ -40,6 +40,11 @@ class Drawn(NamedTuple):
     colour: str | None  # None: pale, and without a name
 
     @property
+    def is_static(self) -> bool:
+        """Whether nothing was learned."""
+        return not self.pair.run.documents.updates.any()
+
+    @property
     def label(self) -> str:
         """The run's name, as long as there is room."""
         return pad_or_cut(one_line(self.pair.run.name), NAME).rstrip()
@@ -53,6 +58,7 @@ class Point(NamedTuple):
     label: str  # empty: none
     colour: str
     gid: str  # by which the page finds it; empty: not
+    is_static: bool = False
 
 
 def drawn_of(comparison: Comparison) -> list[Drawn]:
@@ -112,13 +118,13 @@ def _points(drawn: Sequence[Drawn], cost: str) -> list[Point]:
         value, scores = getattr(each.scores, cost), each.scores
         if value is not None and scores.adapted is not None:
             label = each.label if each.colour else ""
-            points.append(Point(value, scores.adapted, label, each.colour or PALE, f"run-{each.place}"))
+            points.append(Point(value, scores.adapted, label, each.colour or PALE, f"run-{each.place}", each.is_static))
         if getattr(scores, f"static_{cost}") is not None and scores.static is not None:
             static.setdefault((f"{scores.static:.6g}", scores.static_flops), []).append(each)
     for number, same in enumerate(static.values()):
         value = float(np.median([getattr(each.scores, f"static_{cost}") for each in same]))
         label = "static" if len(static) == 1 else f"static {number + 1}"
-        points.append(Point(value, same[0].scores.static or 0.0, label if number < 3 else "", GREY, ""))
+        points.append(Point(value, same[0].scores.static or 0.0, label if number < 3 else "", GREY, "", True))
     return points
 
 
@@ -129,7 +135,7 @@ def _draw_costs(points: list[Point], label: str) -> Figure | None:
     best = [points[place] for place in front([(point.cost, point.bits) for point in points])]
     axes.plot([each.cost for each in best], [each.bits for each in best], color=GREY, linewidth=1.1, linestyle="--")
     for point in sorted(points, key=lambda point: point.colour != PALE):  # the named ones on top
-        marker = "o" if point.gid else "s"
+        marker = "s" if point.is_static else "o"
         axes.plot([point.cost], [point.bits], marker, color=point.colour, markersize=6, gid=point.gid or None)
     costs = [point.cost for point in points]
     count_axis(axes, label, logarithmic=min(costs) > 0 and max(costs) > 8 * min(costs))

@@ -19,7 +19,7 @@ from dynlight.recording.report.tables import documents_table, read_run
 class Scores(NamedTuple):
     """What documents of a run come to: bits per byte, gain in percent of static, FLOPs, seconds; None where unknown.
 
-    `seconds` are those of scoring and learning, `static_seconds` those of the reference, which come on top; a run in which
+    `flops` and `seconds` are with those of a teacher, if there is one. `seconds` are those of scoring and learning, `static_seconds` those of the reference, which come on top; a run in which
     nothing learns has none, as it is its own.
     """
 
@@ -75,7 +75,7 @@ class Run:
 def scores_of(table: pd.DataFrame) -> Scores:
     """Return what documents come to, of a table as in `Run.documents`."""
     adapted, static = totals(table, "nats"), static_totals(table)
-    flops, static_flops = flops_of(table.flops), static["flops"] if static else None
+    flops, static_flops = flops_of(_with(table, "flops")), static["flops"] if static else None
     is_own = static_flops == 0  # where nothing learns the run is its own reference, which costs nothing on top
     return Scores(
         documents=len(table),
@@ -85,15 +85,22 @@ def scores_of(table: pd.DataFrame) -> Scores:
         percent=gain_of(adapted, static)[1],
         flops=flops,
         static_flops=None if is_own else static_flops,
-        times=ratio(flops, static_flops),
-        seconds=math.fsum([*table.scoring_seconds, *table.learning_seconds]),
+        times=1.0 if is_own else ratio(flops, static_flops),
+        seconds=math.fsum([*table.scoring_seconds, *table.learning_seconds, *table.get("teacher_seconds", [])]),
         static_seconds=static["seconds"] if static and not is_own else None,
     )
+
+
+def _with(table: pd.DataFrame, cost: str) -> Any:
+    """A cost of each document, with that of a teacher."""
+    return table[cost] + table[f"teacher_{cost}"] if f"teacher_{cost}" in table else table[cost]
 
 
 def read(folder: Path, name: str) -> Run:
     """Read a run; SettingError where its files are damaged."""
     described, table = read_run(folder), documents_table(folder)
+    named = all({"name", "bytes"} <= entry.keys() for entry in described["documents"])
+    require(named, "folder", "have a run.json that names each document", got=folder)
     require(table.name.is_unique, "folder", "have a run.json that names each document once", got=folder)
     whole = table[table.failed == ""].set_index("name", drop=False)
     settings, receipt = read_settings(folder, described), _read_receipt(folder)
@@ -104,6 +111,6 @@ def _read_receipt(folder: Path) -> dict[str, Any]:
     path = folder / "receipt.json"
     try:
         receipt = json.loads(path.read_bytes()) if path.exists() else {}
-        return {name: receipt.get(name) or {} for name in ("hashes", "files")}
-    except (ValueError, AttributeError) as error:
+        return {name: dict(receipt.get(name) or {}) for name in ("hashes", "files")}
+    except (ValueError, TypeError, AttributeError) as error:
         raise SettingError("folder", "have a whole receipt.json", got=folder, advice=repr(error)) from error

@@ -26,7 +26,7 @@ def read_settings(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     try:
         config = yaml.load(path.read_bytes(), loader) if path.exists() else {}
         sections = dict(config)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise SettingError("folder", "have a whole config.yaml", got=folder, advice=str(error)) from error
     flat = _flat("", sections | {name: described.get(name) for name in DESCRIBED})
     return {name: value for name, value in flat.items() if not f"{name}.".startswith(ASIDE)}

@@ -1,5 +1,7 @@
 """The table of a run for a terminal of 80 columns."""
 
+import os
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,14 @@ from dynlight.recording.report.text import number, one_line, pad_or_cut, si, ter
 
 WIDTH = 80
 PRINTED = 40  # documents: a terminal's worth; all are in documents.csv
+
+
+def show(text: str) -> None:
+    """Print for a person who may be gone (`| head -1`): the results are in files."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printed_table(folder: str | Path) -> str:

@@ -25,12 +25,14 @@ def one_line(text: str) -> str:
 def number(value: Any, digits: int = 3) -> str:
     """Write a number with its thousands apart, a huge one in three figures, or a dash for None and NaN.
 
-    >>> [number(-1234.5), number(1234, 0), number(12345678), number(None)]
-    ['−1,234.500', '1,234', '1.23e+07', '–']
+    >>> [number(-1234.5), number(1234, 0), number(12345678), number(-0.0001), number(None)]
+    ['−1,234.500', '1,234', '1.23e+07', '0.000', '–']
     """
     if value is None or pd.isna(value):
         return "–"
-    return f"{value:.3g}" if abs(value) >= 1e7 else f"{value:,.{digits}f}".replace("-", "−")
+    written = f"{value:.3g}" if abs(value) >= 1e7 else f"{value:,.{digits}f}"
+    is_zero = not written.strip("-0.,")  # which has no sign
+    return written.lstrip("-") if is_zero else written.replace("-", "−")
 
 
 def si(value: Any, unit: str = "", form: str = "#.3g") -> str:
