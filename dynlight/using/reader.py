@@ -35,10 +35,10 @@ _OF_TRAINER = ("accelerator", "devices", "precision", "deterministic", "benchmar
 class Reader:
     """Reads a text that goes on: a log, a chat, a code base. What is read is scored first and then learned from.
 
-    Each call of `read` goes on where the last one ended, with the weights, the optimizer and the memory as they are. It makes
-    the steps of `dynlight.fit` (`DynamicEvaluation.training_step`), so where each text but the last is a whole number of
-    segments, and is made into the same tokens by itself as within the whole, nats are those of `dynlight.fit` on the whole,
-    to the last bit. Otherwise the last segment of a call is shorter, and the next one begins behind it.
+    Each call of `read` goes on where the last one ended, with the weights, the optimizer and the memory as they are, and makes
+    the steps of `dynlight.fit` (`DynamicEvaluation.training_step`). If every read ends where a segment ends, nats are those
+    of `dynlight.fit` on the whole text, to the last bit. Otherwise the last segment of a read is shorter, and the next one
+    begins behind it.
 
     Args:
         model: `tiny-books`, a Hub name or a folder; or what `Pretrained` describes; or a model of transformers, which is
