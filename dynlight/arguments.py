@@ -6,7 +6,7 @@ from dynlight.errors import require
 
 
 def own_options(
-    arguments: Sequence[str], values: Collection[str], flags: Collection[str] = ()
+    arguments: Sequence[str], values: Collection[str], flags: Collection[str] = (), may_be_empty: Collection[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
     """The options of a command by name, and the arguments that are left, in their order.
 
@@ -17,6 +17,7 @@ def own_options(
         arguments: of the command line.
         values: names of options that have a value: `--name value` or `--name=value`.
         flags: names of those that have none.
+        may_be_empty: names of those whose value may be an empty text.
 
     Raises:
         SettingError: if one is given twice, or lacks its value.
@@ -32,7 +33,7 @@ def own_options(
             continue
         require(name not in options, name, "be given once", got="it twice")
         options[name] = "" if is_flag else value if equals else next(waiting, "")
-        require(is_flag or options[name] != "" or name == "prompt", name, "be given a value", got="nothing")
+        require(is_flag or options[name] != "" or name in may_be_empty, name, "be given a value", got="nothing")
     return options, rest
 
 

@@ -15,7 +15,8 @@ Compares runs document by document: prints a table, and writes a page that opens
                     runs lie, as those of a sweep
   --baseline RUN    the run that others are compared with, by its folder or its name in
                     the table (default: the first)
-  --out FILE.html   the page (default: compare.html where the first run lies)
+  --out FILE.html   the page (default: compare.html where the first run lies,
+                    a baseline that is none of the others before them)
   --help            prints this
 
 exit status: 0 compared, and what can't be is said; 2 couldn't be run

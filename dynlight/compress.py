@@ -13,8 +13,8 @@ Compresses a file by what a model predicts of it, token by token, learning from 
 segment by segment, as dynlight.fit does: the size is the score. Any bytes go in.
 
   FILE             becomes FILE.dyn, which holds all settings, and not the model
-  --config X.yaml  a run, and overrides, as for dynlight.fit; its data, out, keep
-                   and loggers are not used
+  --config X.yaml  a run, and overrides, as for dynlight.fit; its data, out, keep,
+                   loggers and callbacks are not used
   --to FILE        another name for what is written
   --force          replaces what is there
   --help           prints this

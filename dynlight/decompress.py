@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from dynlight.arguments import own_options
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.decompress FILE.dyn
@@ -10,6 +11,8 @@ HELP = """usage: python -m dynlight.decompress FILE.dyn
 Gives back the file that dynlight.compress was given, byte for byte. It needs the same
 model, and the same versions and kind of machine, and says so where they differ.
 
+  --model.pretrained, --model.tokenizer, --teacher.pretrained
+                   where these lie, if elsewhere
   --to FILE        another name for what is written (default: FILE)
   --force          replaces what is there
   --help           prints this
@@ -32,17 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     try:
         file, options, rest = file_of(arguments, "FILE.dyn")
-        require(
-            not rest,
-            rest[0].lstrip("-") if rest else "",
-            "be left out, as the file has its settings",
-            got=" ".join(rest),
-        )
+        elsewhere, rest = own_options(rest, ("model.pretrained", "model.tokenizer", "teacher.pretrained"))
+        must, name = "be left out, as the file has its settings", rest[0].lstrip("-") if rest else ""
+        require(not rest, name, must, got=" ".join(rest))
         is_named = file.suffix == ".dyn" or "to" in options
         require(is_named, "to", "be given where a file is not named .dyn", got="nothing")
         target = target_of(options, file.with_suffix(""), file)
         with Told("decompressed") as told:
-            data = unpack(file.read_bytes(), told)
+            data = unpack(file.read_bytes(), told, [f"--{name}={value}" for name, value in elsewhere.items()])
         with draft_of(target) as draft:
             draft.write_bytes(data)
     except (OSError, SettingError) as error:

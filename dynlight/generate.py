@@ -3,9 +3,10 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace as Namespace
+from typing import Any
 
 from dynlight.arguments import number_of, own_options, refuse_others
 from dynlight.errors import SettingError, require
@@ -15,7 +16,7 @@ HELP = """usage: python -m dynlight.generate --run runs/X --document NAME --prom
 Continues a prompt by the initial weights and, beside them, by the weights as they are
 after a run has read a document: what was learned can be seen.
 
-  --run folder       a finished run; with keep: adapters (or weights) what it kept is
+  --run folder       a run; with keep: adapters (or weights) what it kept is
                      used, else the document is read again
   --document NAME    its name, or its number from 0 (default: 0)
   --prompt TEXT      what is continued (default: nothing)
@@ -26,8 +27,21 @@ after a run has read a document: what was learned can be seen.
   --seed N           of what is drawn (default: 0)
   --help             prints this
 
-exit status: 0 done, 2 couldn't be done
+exit status: 0 done, 2 couldn't be done, 130 stopped by Ctrl-C
 """
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks for, by the names of its options."""
+
+    run: Path
+    document: str
+    prompt: str
+    tokens: int
+    temperature: float
+    behind: int
+    seed: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,22 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     from dynlight.recording.report.terminal import show
 
     show("\n".join(side_by_side({"static": texts[0], "adapted": texts[1]}, shutil.get_terminal_size().columns)))
     return 0
 
 
-def _parsed(arguments: list[str]) -> Namespace:
+def _parsed(arguments: list[str]) -> _Asked:
     names = ("run", "document", "prompt", "tokens", "temperature", "behind", "seed")
-    options, rest = own_options(arguments, names)
+    options, rest = own_options(arguments, names, may_be_empty=("prompt",))
     refuse_others(rest, names)
     require(not rest, "an option", "be given by its name", got=" ".join(rest))
     require("run" in options, "run", "be given", got="nothing")
     folder = Path(options["run"])
     must, is_run = "be the folder of a run", (folder / "config.yaml").is_file()
     require(is_run, "run", must, got=folder, advice="it has no config.yaml")
-    return Namespace(
+    return _Asked(
         run=folder,
         document=options.get("document", "0"),
         prompt=options.get("prompt", ""),
@@ -68,7 +84,7 @@ def _parsed(arguments: list[str]) -> Namespace:
     )
 
 
-def _continued(chosen: Namespace) -> list[str]:
+def _continued(chosen: _Asked) -> list[str]:
     """The prompt and what follows it, by the initial weights and by those that have read the document."""
     import torch
 
@@ -91,7 +107,9 @@ def _continued(chosen: Namespace) -> list[str]:
             is_alone, "run", "have kept what a document taught where it is not forgotten", got="nothing", advice=advice
         )
         reader.read_tokens(document.tokens, document.bytes)
-    drawn = {"do_sample": True, "temperature": chosen.temperature} if chosen.temperature else {"do_sample": False}
+    if reader.has_failed:
+        print("warning: numbers went wrong in the document, so that the initial weights continue both", file=sys.stderr)
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": chosen.temperature}
     texts = []
     for static in (True, False):
         torch.manual_seed(chosen.seed)

@@ -11,8 +11,8 @@ Runs tasks of lm-evaluation-harness with a model that learns as it reads, as
 `lm_eval --model dynlight` does where lm-eval finds models of other packages.
 
   --model_args    settings of dynlight.fit: pretrained=tiny-books,segment=64,memory=256,
-                  update=SGD,lr=0.02; or config=X.yaml, and others over it. Its data, out
-                  and loggers are not used. With learn=context the context of each request
+                  update=SGD,lr=0.02; or config=X.yaml, and others over it. Of its data
+                  together counts alone, its out and loggers don't. With learn=context the context of each request
                   is learned from, too, not only the texts of rolling tasks
   others          of lm-eval: `lm_eval run --help`
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dynlight.auditing.replay import numbers
 from dynlight.errors import SettingError, require
 from dynlight.recording.report.ratios import bits_per_byte, ratio
@@ -64,6 +67,14 @@ class Decoding:
         return "\n".join([*lines, "the score can be decoded" if self.honest else "the score can't be decoded"])
 
 
+def _decoded(reader: Reader, code: bytes, tokens: Tensor) -> Tensor:
+    """What comes out of a code; where it can't be decoded, no token that went in."""
+    try:
+        return decode(reader, code, len(tokens))
+    except SettingError:
+        return torch.full_like(tokens, -1)
+
+
 def decode_again(arguments: Sequence[str], documents: str | None = None, tokens: str | None = None) -> Decoding:
     """Codes the first tokens of documents by a run's predictions, and decodes them by a model that is loaded anew.
 
@@ -92,7 +103,7 @@ def decode_again(arguments: Sequence[str], documents: str | None = None, tokens:
         for reader in (one, other):
             reader.forget()
         code = encode(one, first, compares=False)  # a difference is the verdict
-        came_out = decode(other, code.bytes, len(first))
+        came_out = _decoded(other, code.bytes, first)
         differ = (came_out != first).nonzero()
         same = int(differ[0]) if len(differ) else len(first)
         size = int(document.byte_ends[len(first)])

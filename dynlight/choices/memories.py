@@ -212,8 +212,9 @@ class NGrams(DocumentMemory):
             seen, vocabulary = state["followers"][context] if state else 0, len(next(iter(found.values()), ()))
             if not seen:
                 break  # what was never seen has no longer context that was
-            nodes = [state["children"].get(context << 32 | token) for token in range(vocabulary)]
-            followed = np.array([0 if node is None else state["counts"][node] for node in nodes], dtype=float)
+            nodes = [state["children"].get(context << 32 | token) for token in state["tokens"]]
+            followed = np.zeros(vocabulary)
+            followed[state["tokens"]] = [0 if node is None else state["counts"][node] for node in nodes]
             with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 is −∞; a base may have failed
                 counted = np.log(followed / (seen + self.concentration))
                 for number, log_chances in found.items():
@@ -223,11 +224,14 @@ class NGrams(DocumentMemory):
     def _count(self, state: State, tokens: list[int], begins: bool) -> tuple[np.ndarray, np.ndarray]:
         """How often each token followed its contexts of 0 to order − 1 tokens, and any token did, float64 [order, S]; counts on.
 
-        Contexts are nodes of a tree, from the empty one, 0: the children of a node are the tokens that followed it.
+        Contexts are nodes of a tree, from the empty one, 0: the children of a node are the tokens that followed it. `tokens`
+        are those that were read, each once.
         """
         if not state:
-            state |= {"children": {}, "counts": [0], "followers": [0]}
+            state |= {"children": {}, "counts": [0], "followers": [0], "tokens": []}
         children, counts, followers = state["children"], state["counts"], state["followers"]
+        if "tokens" not in state:  # in a checkpoint of an earlier version
+            state["tokens"] = [key for key in children if key < 1 << 32]
         contexts: list[int] = [0] if begins else state["contexts"]  # of the present position, the empty one first
         counted = np.zeros((2, self.order, len(tokens)))
         for place, token in enumerate(tokens):
@@ -239,6 +243,8 @@ class NGrams(DocumentMemory):
                     node = children[key] = len(counts)
                     counts.append(0)
                     followers.append(0)
+                    if context == 0:
+                        state["tokens"].append(token)
                 counted[:, order, place] = counts[node], followers[context]
                 counts[node] += 1
                 followers[context] += 1

@@ -76,11 +76,7 @@ class TokenByToken:
         self._read_first()
 
     def probabilities(self) -> np.ndarray:
-        """Of the next token, float64 [V]; they sum to 1.
-
-        Raises:
-            SettingError: if no expert gives any.
-        """
+        """Of the next token, float64 [V]; they sum to 1 unless every expert has failed."""
         return self._module.predictor.distribution(self._log_weights, self._logs)
 
     def take(self, token: int, is_last: bool = False) -> None:
@@ -96,7 +92,7 @@ class TokenByToken:
 
     @property
     def _place(self) -> int:
-        """The position of the input that is read next: counted through the document where a memory is carried, else in its window."""
+        """The position of the input that is read next: counted through the document, or in its window."""
         return self._again + (self._start if self._module.context.memory is not None else 0)
 
     def _read_first(self) -> None:

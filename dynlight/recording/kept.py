@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -217,7 +218,10 @@ def read_learned(folder: Path) -> dict[str, Tensor]:
     """
     for name in (ADAPTER, WEIGHTS):
         if (folder / name).is_file():
-            tensors = load_file(folder / name)
+            try:
+                tensors = load_file(folder / name)
+            except (SafetensorError, OSError) as error:
+                raise SettingError("run", f"have kept a {name} that is whole", got=f"{folder}: {error}") from error
             return {_of_peft(key): weight for key, weight in tensors.items()} if name == ADAPTER else tensors
     raise SettingError("run", f"have kept {ADAPTER} or {WEIGHTS}", got=folder)
 

@@ -44,7 +44,7 @@ def encode(reader: Reader, tokens: Tensor, watch: Watch | None = None, compares:
     reader.make_ready()
     reader.check(tokens)
     check_token_by_token(reader.module)
-    encoder = _constriction().stream.queue.RangeEncoder()
+    encoder = coder().stream.queue.RangeEncoder()
     sums, known = [0.0], tokens.tolist()
 
     def next_token(chances: np.ndarray, place: int) -> int:
@@ -67,14 +67,17 @@ def decode(reader: Reader, code: bytes, tokens: int, watch: Watch | None = None)
     reader.make_ready()
     check_token_by_token(reader.module)
     words = np.frombuffer(code[: len(code) // 4 * 4], dtype=_WORD).astype(np.uint32)
-    decoder = _constriction().stream.queue.RangeDecoder(words)
+    decoder = coder().stream.queue.RangeDecoder(words)
     found: list[int] = []
 
     def next_token(chances: np.ndarray, place: int) -> int:
-        group = int(decoder.decode(_categorical(_groups(chances).sum(axis=1))))
-        found.append(group * _width(chances) + int(decoder.decode(_categorical(_groups(chances)[group]))))
-        if found[-1] >= len(chances):
-            raise SettingError("code", "be of this model", got="a token that it doesn't have")
+        try:
+            group = int(decoder.decode(_categorical(_groups(chances).sum(axis=1))))
+            found.append(group * _width(chances) + int(decoder.decode(_categorical(_groups(chances)[group]))))
+            assert found[-1] < len(chances), "a token of the model"
+        except AssertionError as error:  # of the coder, too
+            got = f"what no text of its is coded as ({error})"
+            raise SettingError("code", "be of this model, and whole", got=got) from error
         return found[-1]
 
     _read(reader, tokens, next_token, watch, compares=False)  # the encoder has done so
@@ -142,10 +145,15 @@ def _groups(chances: np.ndarray) -> np.ndarray:
 def _categorical(chances: np.ndarray) -> Any:
     """The coder's distribution: of whole 2^−24 parts, each at least one, in proportion to the chances."""
     # A sum of 0 has no proportions.
-    return _constriction().stream.model.Categorical(np.maximum(chances, 1e-30).astype(np.float64), perfect=False)
+    return coder().stream.model.Categorical(np.maximum(chances, 1e-30).astype(np.float64), perfect=False)
 
 
-def _constriction() -> Any:
+def coder() -> Any:
+    """The package that codes.
+
+    Raises:
+        SettingError: if it is not there.
+    """
     try:
         import constriction
     except ImportError as error:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 
+from dynlight.choices.context import has_states
 from dynlight.documents.document import Document
 from dynlight.documents.segments import Segment
 from dynlight.errors import require
@@ -106,6 +107,9 @@ class DynamicLM(HFLM):  # type: ignore[misc] # lm-eval has no types
         """Raises SettingError where a context cannot be learned from, or not by one set of weights."""
         if self.learn == "none":
             return
+        has_none = not (module.context.memory and has_states(module.model.config))
+        must = "be none for a model with states, as a context may end in a segment of one token"
+        require(has_none, "learn", must, got="context")
         require(bool(module.rules), "learn", "be none where nothing learns", got="context", advice="choose an update")
         for name in ("rates", "memories", "mixture"):
             got = self.run.choices[name]

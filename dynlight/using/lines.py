@@ -36,7 +36,7 @@ def lines_of(text: str, table: pd.DataFrame, first: int) -> Iterator[Line]:
     """The lines of a text, from the table that `Reader.read` gave of it; a token belongs to the line in which it begins.
 
     Args:
-        text: whole lines.
+        text: lines, of which the last may have no end.
         table: of its tokens.
         first: the number of the first line.
     """

@@ -17,6 +17,7 @@ import platform
 import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,16 +31,15 @@ from dynlight.errors import SettingError, require
 from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.running.configuration import CHOICES, minimal
 from dynlight.running.run import Run
-from dynlight.using.coding import Watch, decode, encode
+from dynlight.using.coding import Watch, coder, decode, encode
 from dynlight.using.files import as_bytes, as_text
-from dynlight.using.reader import Reader
+from dynlight.using.reader import OF_TRAINER, Reader
 
 MAGIC = b"DYN1"
 _PATHS = ("pretrained", "tokenizer", "file", "data_dir")  # settings that may name what lies here
 _DIGITS = 16  # of a SHA-256
 # The settings of a run that decide what it predicts.
 _SETTINGS = ("model", "teacher", *CHOICES, "trainer", "seed")
-_OF_TRAINER = ("accelerator", "precision", "deterministic", "benchmark")
 # What most headers hold, from which deflate takes it.
 _USUAL = b"""{"settings":{"model":{"pretrained":"tiny-books"},"context":{"class_path":"dynlight.Overlapping","init_args":{"segment":
 128,"window":"class_path":"dynlight.TransformerXL","init_args":{"segment":64,"memory":256,"sinks":0}},"parameters":{"class_path":
@@ -72,8 +72,12 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
     Raises:
         SettingError: if the tokenizer does not give a text back, or the model cannot be read token by token.
     """
-    is_own = not run.config.model.trust_remote_code
-    require(is_own, "model.trust_remote_code", "be false, as a compressed file would run code", got=True)
+    coder()  # or refused at once
+    settings = _settings_of(run)
+    foreign = _foreign(settings)
+    require(not foreign, "model.trust_remote_code" if foreign == [True] else "class_path",
+            "name what comes with dynlight or torch, as a compressed file would run other code", got=foreign[:1])  # fmt: skip
+    require(not run.config.trainer.plugins, "trainer.plugins", "be left out of a compressed file", got="some")
     reader = Reader.of(run)
     text, tokenizer = as_text(data), run.tokenizer
     tokens, _ = tokenize(text, tokenizer)
@@ -90,7 +94,7 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
     code = encode(reader, tokens, watch)
     header = _packed_header(
         {
-            "settings": _settings_of(run),
+            "settings": settings,
             "made": _here(reader),
             "sha": _sha(data),
             "tokens": len(tokens),
@@ -104,32 +108,41 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
     return Packed(whole, *sizes, len(tokens), code.nats, reader.so_far.static_nats)
 
 
-def unpack(packed: bytes, watch: Watch | None = None) -> bytes:
+def unpack(packed: bytes, watch: Watch | None = None, instead: Sequence[str] = ()) -> bytes:
     """The file that a `.dyn` file was made from, byte for byte.
+
+    Args:
+        packed: the file.
+        watch: is told how far it is.
+        instead: arguments of `dynlight.fit` that say where the model lies, in place of what the header says.
 
     Raises:
         SettingError: if it is damaged, or was made with another model, other versions or on another machine.
     """
+    coder()
     header, code = _header_of(packed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump(header["settings"] | {"data": {"path": "python-stdlib"}}), "utf-8")
-        run = Run.of(["--config", str(path)])
-    torch.set_num_threads(header["made"][2])
-    reader = Reader.of(run)
+        run = Run.of(["--config", str(path), *instead])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(header["made"][2])
+        return _unpacked(header, code, Reader.of(run), watch)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _unpacked(header: dict[str, Any], code: bytes, reader: Reader, watch: Watch | None) -> bytes:
+    """What is in a file, by a reader of its settings, once all is as it was."""
     reader.make_ready()
     for name, got, was in zip(("versions", "machine"), _here(reader), header["made"], strict=False):
         require(got == was, name, f"be {was}, as where the file was compressed", got=got)
     for name, got in _hashes(reader).items():
         must = f"be the one by which the file was compressed, of SHA-256 {header[name]}…"
-        require(
-            got.startswith(header[name]),
-            f"model.{'pretrained' if name == 'model' else name}",
-            must,
-            got=f"{got[:_DIGITS]}…",
-        )
+        require(got.startswith(header[name]), _SETTING_OF[name], must, got=f"{got[:_DIGITS]}…")
     tokens = decode(reader, code, header["tokens"], watch)
-    data = as_bytes(as_read(run.tokenizer, tokens.tolist()))
+    data = as_bytes(as_read(reader.module.tokenizer, tokens.tolist()))
     require(_sha(data) == header["sha"], "file", f"come out with the SHA-256 {header['sha']}… that it went in with",
             got=f"{_sha(data)}…", advice="it is damaged, this machine rounds otherwise, or statistics of RMSDynamic are others")  # fmt: skip
     return data
@@ -150,8 +163,20 @@ def _settings_of(run: Run) -> dict[str, Any]:
 def _filtered(settings: dict[str, Any]) -> dict[str, Any]:
     """Of settings those that decide what a run predicts."""
     settings = {name: value for name, value in settings.items() if name in _SETTINGS}
-    trainer = {name: value for name, value in settings.pop("trainer", {}).items() if name in _OF_TRAINER}
+    trainer = {name: value for name, value in settings.pop("trainer", {}).items() if name in OF_TRAINER}
     return settings | ({"trainer": trainer} if trainer else {})
+
+
+def _foreign(value: Any) -> list[Any]:
+    """What settings name of code that comes neither with dynlight nor with torch."""
+    if isinstance(value, list):
+        return [found for each in value for found in _foreign(each)]
+    if not isinstance(value, dict):
+        return []
+    own = [
+        path for path in (value.get("class_path"),) if path and not str(path).startswith(("dynlight.", "torch.optim."))
+    ]
+    return own + [True] * bool(value.get("trust_remote_code")) + _foreign(list(value.values()))
 
 
 def _absolute(value: Any, name: str = "") -> Any:
@@ -214,11 +239,15 @@ def _header_of(packed: bytes) -> tuple[dict[str, Any], bytes]:
     try:
         header = json.loads(zlib.decompressobj(wbits=-15, zdict=_USUAL).decompress(packed[6:stop]))
         versions, machine, threads = header["made"]
-        assert all(type(header[name]) is str for name in ("sha", "model", "tokenizer")) and header["tokens"] >= 0
-        assert type(threads) is int and threads > 0 and type(versions) is type(machine) is str
-        # A file of somebody else's may ask for what decides what is predicted alone, and for no code that comes with it.
+        assert (
+            all(type(header[name]) is str for name in ("sha", "model", "tokenizer"))
+            and type(header["tokens"]) is int
+            and header["tokens"] >= 0
+        )
+        assert type(threads) is int and 0 < threads <= 1024 and type(versions) is type(machine) is str
+        # A file of somebody else's may ask for what decides what is predicted alone, and for no code of its own.
         header["settings"] = _filtered(header["settings"])
-        assert not header["settings"]["model"].get("trust_remote_code")
+        assert not _foreign(header["settings"]), "it names code that does not come with dynlight or torch"
         return header, packed[stop:]
     except (zlib.error, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise SettingError("file", "have a whole header", got=f"one that is damaged ({error!r})") from error

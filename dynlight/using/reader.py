@@ -1,5 +1,6 @@
 """Reader: dynamic evaluation of a text that goes on, as an object."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,8 @@ from dynlight.running.trainer import on_one_device
 from dynlight.using.saved import load, save
 from dynlight.using.steps import take_steps
 
-# What a Reader may be told of Lightning's Trainer.
-_OF_TRAINER = ("accelerator", "devices", "precision", "deterministic", "benchmark", "plugins")
+# What a reader may be told of Lightning's Trainer: what decides its numbers.
+OF_TRAINER = ("accelerator", "precision", "deterministic", "benchmark")
 
 
 class Reader:
@@ -63,8 +64,8 @@ class Reader:
     ) -> None:
         settings = {"accelerator": "auto", "devices": 1, **(trainer or {})}
         for name in settings:
-            require(name in _OF_TRAINER, f"trainer.{name}", "be left out with a Reader", got=settings[name],
-                    advice=f"there are {', '.join(_OF_TRAINER)}")  # fmt: skip
+            require(name in (*OF_TRAINER, "devices"), f"trainer.{name}", "be left out with a Reader", got=settings[name],
+                    advice=f"there are {', '.join(OF_TRAINER)}")  # fmt: skip
         require(settings["devices"] in (1, "1", "auto", [0]), "trainer.devices", "be 1", got=settings["devices"])
         source = Pretrained(model) if isinstance(model, str) else model
         loads = ""
@@ -94,10 +95,11 @@ class Reader:
         self.settings = Namespace(**{**settings, "logger": False, "callbacks": None})
         self._prefix = prefix_token(module.tokenizer)
         self._hash: str | None = None
-        self._texts = 0  # that were read from their beginning
+        self._texts = 0  # that were begun
         self._start_anew()
 
     def _start_anew(self) -> None:
+        self._texts += 1
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._segments = 0
         self.is_whole = True  # whether all that was begun was read
@@ -139,12 +141,18 @@ class Reader:
             columns[name] = list(values) if values.ndim > 1 else values
         return pd.DataFrame(columns)
 
-    def check_lines(self) -> None:
+    def check_any_length(self) -> None:
         """Raises SettingError where texts of any length cannot follow one another."""
         context, share = self.module.context, self.module.objective.replayed_share
         must = "be null where what is read ends in the middle of a segment"
         require(context.refresh is None, "context.refresh", must, got=context.refresh)
         require(not share, "objective", "not be Replayed where what is read ends in the middle of a segment", got="it")
+        config = self.module.model.config
+        has_none = not (context.memory and has_states(config))
+        must = "have no states that are carried, as a text may end in a segment of one token"
+        require(
+            has_none, "model.pretrained", must, got=f"a model of type {config.model_type}", advice="choose Overlapping"
+        )
 
     @property
     def has_failed(self) -> bool:
@@ -155,13 +163,12 @@ class Reader:
         """Whether a text has enough tokens for a segment."""
         return len(text) > 0 and len(tokenize(text, self.module.tokenizer)[0]) >= self.module.context.segment
 
-    def read_tokens(self, tokens: Tensor, bytes: int = 0, learns: bool = True) -> list[Score]:
+    def read_tokens(self, tokens: Tensor, size: int = 0) -> list[Score]:
         """Reads tokens that follow what was read so far, and returns the score of each segment.
 
         Args:
             tokens: int64 [tokens].
-            bytes: of the text that they stand for.
-            learns: whether they are learned from.
+            size: of the text that they stand for, in bytes.
 
         Raises:
             SettingError: if they cannot be read so, or numbers go wrong.
@@ -175,13 +182,13 @@ class Reader:
         document = Document(self._texts, "text", "", known, torch.zeros_like(known), self._prefix)
         unread = range(len(self._tokens), len(known) - 1)
         segments = list(segments_behind(document, unread, self._segments, self.module.context))
-        scores = self._fit(segments, learns)
+        scores = self._fit(segments)
         if (failure := self.module.failures.of_documents.get(document.index)) is not None and failure.stopped:
             got = f"stopped in segment {failure.segment} as {failure.reason}"
-            raise SettingError("text", "be read to its end", got=got, advice="lower the rate or set clip, and forget()")
+            raise SettingError("text", "be read to its end", got=got, advice="lower the rate or set clip")
         for score in scores:
             self.so_far.add(self.module, score, 0)
-        self.so_far.bytes += bytes
+        self.so_far.bytes += size
         self._tokens = known[:-1]
         self._segments += len(segments)
         return scores
@@ -205,10 +212,10 @@ class Reader:
             must = f"not end in a segment of one token for {self.module.model.config.model_type}"
             raise SettingError("text", must, got=f"{len(tokens)} tokens", advice="read a token more or less")
 
-    def _fit(self, segments: Sequence[Segment], learns: bool = True) -> list[Score]:
+    def _fit(self, segments: Sequence[Segment]) -> list[Score]:
         """The scores of these segments, which follow; where reading them is cut short, nothing can follow."""
         self.is_whole = False
-        scores = take_steps(self.module, self.settings, segments, learns)
+        scores = take_steps(self.module, self.settings, segments)
         self.is_whole = True
         return scores
 
@@ -216,7 +223,6 @@ class Reader:
         """Begins anew: the initial weights, no optimizer state and no memory; the next text is another one."""
         if self.module.goes_on:
             self.module.reset()
-        self._texts += 1
         self._start_anew()
 
     def generate(self, prompt: str = "", *, static: bool = False, behind: int = 0, **settings: Any) -> str:
@@ -235,12 +241,17 @@ class Reader:
             SettingError: if `behind` is less than 0, or the model has not as many positions.
         """
         require(behind >= 0, "behind", "be at least 0", got=behind)
-        for name in {"num_return_sequences", "return_dict_in_generate"} & set(settings):
-            raise SettingError(name, "be left out, as one text is returned", got=settings[name])
+        for name in {"num_return_sequences", "return_dict_in_generate", "max_length"} & set(settings):
+            raise SettingError(name, "be left out, as one text of max_new_tokens is returned", got=settings[name])
         own = self.module.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         before = self._tokens[max(0, len(self._tokens) - behind) :].tolist()
         read = [self._prefix, *before, *own]
         settings = {"max_new_tokens": 20} | settings
+        require(
+            isinstance(settings["max_new_tokens"], int), "max_new_tokens", "be a number", got=settings["max_new_tokens"]
+        )
+        if settings.get("temperature") == 0:  # the likeliest token
+            settings = settings | {"do_sample": False, "temperature": None}
         limit, most = position_limit(self.module.model.config), len(read) + settings["max_new_tokens"]
         if limit is not None:
             require(most <= limit, "prompt", f"leave room within {limit} positions", got=f"{most} tokens, new ones included",
@@ -291,7 +302,8 @@ class Reader:
         """The state behind what was read: tensors and plain data."""
         self.make_ready()
         counts = {"segments": self._segments, "text": self._texts, "is_whole": self.is_whole}
-        return {"module": self.module.progress_state(), "tokens": self._tokens, "so_far": vars(self.so_far), **counts}
+        state = {"module": self.module.progress_state(), "so_far": vars(self.so_far), **counts}
+        return copy.deepcopy(state) | {"tokens": self._tokens}  # the first go on changing
 
     def load_progress_state(self, state: Mapping[str, Any]) -> None:
         """Puts back what `progress_state` gave."""

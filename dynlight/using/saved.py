@@ -8,7 +8,7 @@ from torch import Tensor
 from dynlight.documents.document import Document
 from dynlight.errors import SettingError, require
 from dynlight.learning.module import DynamicEvaluation
-from dynlight.recording.hashes import hash_of_weights
+from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.recording.kept import FILES, SoFar, folder_of, read_learned, write_learned
 from dynlight.recording.sealed import DamagedError, seal, unseal
 
@@ -19,7 +19,7 @@ class _Reader(Protocol):
     """What is asked of a reader here."""
 
     module: DynamicEvaluation
-    settings: Any
+    settings: Any  # of the Trainer
     so_far: SoFar
     loads: str
 
@@ -29,6 +29,8 @@ class _Reader(Protocol):
     def learned(self) -> dict[int, dict[str, Tensor]]: ...
     def progress_state(self) -> dict[str, Any]: ...
     def load_progress_state(self, state: dict[str, Any]) -> None: ...
+    def make_ready(self) -> None: ...
+    def recall(self, tokens: Tensor, learned: dict[str, Tensor]) -> None: ...
 
 
 def save(reader: _Reader, folder: Path) -> None:
@@ -64,11 +66,11 @@ def load(reader: _Reader, folder: Path) -> None:
     reader.load_progress_state(saved["state"])
 
 
-def recall(reader: Any, run: Path, document: Document) -> bool:
+def recall(reader: _Reader, run: Path, document: Document) -> bool:
     """Has a reader know what a run has kept of a document; returns whether there is anything.
 
     Raises:
-        SettingError: if it is of other weights.
+        SettingError: if it is damaged, or of weights of other names.
     """
     folder = folder_of(run, document)
     if not any((folder / name).is_file() for name in FILES[:2]):
@@ -90,6 +92,7 @@ def _choices_of(reader: _Reader) -> dict[str, str]:
         "reference": str(module.reference),
         "on_failure": type(module.failures).__name__,
         "precision": str(getattr(reader.settings, "precision", None)),
+        "tokenizer": str(hash_of_tokenizer(module.tokenizer)),
         "teacher": "none",
     }
     if module.teacher_model is not None:

@@ -6,7 +6,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 
-from dynlight.choices.schedule import UpdateFrequency
 from dynlight.documents.segments import Segment
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.score import Score
@@ -14,28 +13,22 @@ from dynlight.learning.stream import DocumentStream
 from dynlight.running.trainer import quiet_for_now, silent_trainer
 
 
-def take_steps(
-    module: DynamicEvaluation, settings: Namespace, segments: Sequence[Segment], learns: bool = True
-) -> list[Score]:
+def take_steps(module: DynamicEvaluation, settings: Namespace, segments: Sequence[Segment]) -> list[Score]:
     """Scores segments, and learns from each, as they follow what the module has read; returns their scores.
 
     Args:
         module: that reads.
         settings: of the Trainer.
         segments: in their order; without any the module is made ready.
-        learns: whether they are learned from.
     """
-    collect, schedule = _Collect(), module.schedule
-    if not learns:
-        module.schedule = UpdateFrequency(every="never")
+    collect = _Collect()
     try:
         with quiet_for_now():
             trainer = silent_trainer(settings, [collect])
             trainer.fit(module, _Segments(segments))
     except SystemExit as stop:  # which Lightning makes of Ctrl-C
         raise (KeyboardInterrupt if trainer.interrupted else stop) from None
-    finally:
-        module.schedule = schedule
+    module.to(trainer.strategy.root_device)  # Lightning has left it on the CPU, behind its memory
     module.goes_on = True
     return collect.scores
 

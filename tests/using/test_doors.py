@@ -5,7 +5,10 @@ import json
 import math
 import os
 import random
+import re
 import shutil
+import signal
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 import yaml
 from folders import configuration, save_model
 
-from dynlight import DynamicEvaluation, compress, decompress, fit, generate, watch
+from dynlight import DynamicEvaluation, Reader, compress, decompress, fit, generate, watch
 from dynlight.using import lines, packed
 from dynlight.using.lines import Line, Surprising, lines_of
 
@@ -137,6 +140,17 @@ def test_settings_and_the_model_are_found_again_from_another_folder(config, mode
     assert Path("file").read_bytes() == TEXT.encode()
 
 
+def test_a_model_that_lies_elsewhere_is_named(config, model, capsys):
+    shutil.copytree(model, "here")
+    Path("file").write_bytes(TEXT.encode()[:100])
+    assert compress.main(["file", "--config", config(model={"pretrained": "here"})]) == 0
+    Path("here").rename("there")
+    assert decompress.main(["file.dyn", "--to", "back"]) == 2
+    assert "error: model.pretrained must be" in capsys.readouterr().err
+    assert decompress.main(["file.dyn", "--to", "back", "--model.pretrained", "there"]) == 0
+    assert Path("back").read_bytes() == TEXT.encode()[:100]
+
+
 def test_a_model_of_this_folder_is_found_from_another(config, model, tmp_path, monkeypatch):
     shutil.copytree(model, "here")
     Path("file").write_bytes(TEXT.encode()[:200])
@@ -154,6 +168,9 @@ def test_a_model_of_this_folder_is_found_from_another(config, model, tmp_path, m
         lambda header: header.update(made=[]),
         lambda header: header["made"].__setitem__(2, 0),
         lambda header: header.update(tokens=-1),
+        lambda header: header.update(tokens=1.5),
+        lambda header: header["made"].__setitem__(2, 10**9),
+        lambda header: header["settings"].update(update={"class_path": "some_module.Rule"}),
         lambda header: header["settings"]["model"].update(trust_remote_code=True),
         lambda header: header.update(settings=[1]),
     ],
@@ -166,6 +183,17 @@ def test_a_header_that_was_made_up_is_told(dyn, capsys, change):
     assert decompress.main([str(dyn)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: file must have a whole header") and error.count("\n") == 1
+
+
+def test_code_of_a_users_own_is_seen_wherever_it_is_named():
+    own = {"class_path": "mine.Rule"}
+    for settings in (
+        {"update": own},
+        {"update": [own]},
+        {"parameters": {"class_path": "dynlight.Pruned", "init_args": {"of": own}}},
+    ):
+        assert packed._foreign(settings) == ["mine.Rule"]
+    assert packed._foreign({"update": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}) == []
 
 
 def test_a_header_asks_for_nothing_but_what_decides_predictions(dyn):
@@ -257,9 +285,10 @@ def test_another_model_is_named(dyn, model, tmp_path, byte_tokenizer, capsys):
         (lambda data: b"XZ" + data[2:], "file must begin with DYN1"),
         (lambda data: data[:20], "file must have a whole header"),
         (lambda data: data[:-24], "file must come out with the SHA-256"),
+        (lambda data: data[: -len(packed._header_of(data)[1])] + b"\xff" * 80, "code must be of this model, and whole"),
         (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "file must come out with the SHA-256"),
     ],
-    ids=["magic", "header", "cut short", "a bit"],
+    ids=["magic", "header", "cut short", "no code", "a bit"],
 )
 def test_a_damaged_file_is_told(dyn, capsys, damage, message):
     dyn.write_bytes(damage(dyn.read_bytes()))
@@ -279,9 +308,13 @@ def test_a_damaged_file_is_told(dyn, capsys, damage, message):
             "trainer.strategy",
         ),
         ({"on_failure": "static"}, "on_failure must be stop, as a code ends where numbers go wrong, got static"),
-        ({"model": {"pretrained": ..., "trust_remote_code": True}}, "model.trust_remote_code must be false"),
+        (
+            {"model": {"pretrained": ..., "trust_remote_code": True}},
+            "model.trust_remote_code must name what comes with",
+        ),
+        ({"trainer": {"accelerator": "cpu", "plugins": ["lightning.pytorch.plugins.precision.Precision"]}}, "plugins"),
     ],
-    ids=["compile", "rate", "one set of weights", "failure", "code"],
+    ids=["compile", "rate", "one set of weights", "failure", "code", "plugins"],
 )
 def test_what_cannot_be_coded_is_refused(config, model, capsys, changes, message):
     if changes.get("model"):
@@ -440,6 +473,39 @@ def test_lines_are_those_of_grep_and_bytes_those_of_the_input(config, capsys, mo
         assert watch.main(["--config", config()]) == 0
     assert [(line.number, line.bytes) for line in seen] == [(1, 10), (2, 2), (3, 2)]
     assert "\n3 lines, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["reading", "waiting"])
+def test_a_watch_that_is_stopped_keeps_what_it_has_learned(config, capsys, monkeypatch, when):
+    settings = config(update={"class_path": "AdamW", "init_args": {"lr": 0.01}})
+    if when == "reading":
+        lines_from("It was a fine day.\n" * 400, monkeypatch)
+        read = Reader.read
+
+        def stops(self, text):
+            signal.raise_signal(signal.SIGTERM)
+            return read(self, text)
+
+        monkeypatch.setattr(Reader, "read", stops)
+    else:
+        reading, writing = os.pipe()
+        os.write(writing, b"It was a fine day.\n" * 20)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reading, "rb")))
+        # To the main thread, as a signal from outside comes: one that another thread raises wakes nobody.
+        main = threading.main_thread().ident
+        threading.Timer(4, signal.pthread_kill, [main, signal.SIGTERM]).start()
+    status = watch.main(["--config", settings, "--state", "kept", "--wait", "0.1"])
+    assert status == 128 + signal.SIGTERM
+    told = capsys.readouterr().out
+    assert re.search(r"\n(20|[12]\d\d) lines, ", told)
+    assert Path("kept/reader.sealed").exists()
+
+
+@pytest.mark.parametrize(("state", "message"), [("run.yaml", "File exists"), ("/proc/nothing", "No such file")])
+def test_a_state_that_cannot_be_kept_is_told_before_anything_is_read(config, capsys, monkeypatch, state, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert watch.main(["--config", config(), "--state", state]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_watch_goes_on_where_the_last_one_ended(config, capsys, monkeypatch):

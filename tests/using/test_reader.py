@@ -72,6 +72,9 @@ class Letters:
     def __call__(self, text, **settings):
         return {"input_ids": [ord(letter) - 32 for letter in text]}
 
+    def get_vocab(self):
+        return {chr(32 + token): token for token in range(61)}
+
     def decode(self, tokens, **settings):
         return "".join(chr(32 + int(token)) for token in tokens)
 
@@ -136,6 +139,28 @@ def test_a_shorter_segment_ends_each_call_and_is_learned_from():
 
     expected = run(tiny(), [TOKENS[:26]], **(choices | {"context": Cut(16, 24)})).nats[0]
     assert np.concatenate([each["nats"] for each in table]).tolist() == torch.cat(expected).tolist()
+
+
+def test_a_state_is_a_snapshot():
+    reader = reader_of(CHOICES["rates"])
+    reader.read(text_of(TOKENS[:32]))
+    state = reader.progress_state()
+    expected = reader.read(text_of(TOKENS[32:]))
+    reader.load_progress_state(state)
+    assert reader.so_far.tokens == len(reader) == 32
+    assert reader.read(text_of(TOKENS[32:])).equals(expected)
+
+
+def test_what_is_recalled_after_a_failure_generates():
+    reader = reader_of({"context": TransformerXL(16, 24), "update": partial(torch.optim.SGD, lr=1e12)})
+    with pytest.raises(SettingError):
+        reader.read(text_of(TOKENS))
+    weights = {name: torch.zeros_like(weight) for name, weight in reader.module.weights.learned_by((0, 0)).items()}
+    reader.recall(torch.tensor(TOKENS), weights)
+    with reader.weights() as model:
+        assert not any(parameter.any() for parameter in model.parameters())
+    with pytest.raises(SettingError, match="what was cut short, or recalled"):
+        reader.read(text_of(TOKENS))
 
 
 def test_forgetting_begins_anew():
@@ -322,6 +347,8 @@ def test_where_numbers_went_wrong_the_initial_weights_generate(tmp_path):
             lambda: reader_of(CHOICES["static"]).generate(num_return_sequences=2),
             "num_return_sequences must be left out",
         ),
+        (lambda: reader_of(CHOICES["static"]).generate(max_length=9), "max_length must be left out"),
+        (lambda: reader_of(CHOICES["static"]).generate(max_new_tokens=None), "max_new_tokens must be a number"),
         (lambda: reader_of(CHOICES["static"]).generate("a" * 300), "prompt must leave room within 256 positions"),
     ],
 )
