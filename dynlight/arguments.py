@@ -1,8 +1,20 @@
 """Arguments: what a command line says to a command itself, apart from what describes a run."""
 
+import sys
 from collections.abc import Collection, Sequence
 
 from dynlight.errors import require
+
+
+def asks_for_help(arguments: Collection[str]) -> bool:
+    """Whether a command is to print its help: where it is asked to, or for nothing."""
+    return not arguments or bool({"-h", "--help"} & set(arguments))
+
+
+def refused(error: Exception) -> int:
+    """Says in a line on stderr why a command couldn't be run; returns its exit status."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
 
 
 def own_options(

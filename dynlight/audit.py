@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dynlight.arguments import own_options
+from dynlight.arguments import asks_for_help, own_options, refused
 from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.audit --config X.yaml [--section.key value ...]
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says; returns the exit status: 0 honest, 1 not, 2 couldn't be run."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     # Imported here, as they take seconds, which the help needn't wait for.
@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = AuditedRun(rest)
         result = audit(run.scorer, policy=options.get("policy", run.policy), **run.knowledge())  # type: ignore[arg-type]
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     print(result.table())
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "audit.json"

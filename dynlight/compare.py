@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlight.arguments import own_options, refuse_others
+from dynlight.arguments import asks_for_help, own_options, refuse_others, refused
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.compare runs/a runs/b ... [--baseline runs/a] [--out X.html]
@@ -26,7 +26,7 @@ exit status: 0 compared, and what can't be is said; 2 couldn't be run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compares the runs that the command line names; returns the exit status: 0 compared, 2 couldn't be run."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     # Imported here, as they take a moment, which the help needn't wait for.
@@ -45,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require(out.parent.is_dir(), "out", "lie in a folder that exists", got=out)
         write_page(comparison, out)
     except (OSError, SettingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
     show(f"{printed_comparison(comparison)}\n\n{out}")
     return 0
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynlight.arguments import asks_for_help, refused
 from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.compress FILE --config X.yaml [--section.key value ...]
@@ -27,7 +28,7 @@ exit status: 0 done, 2 couldn't be done, 130 stopped by Ctrl-C
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compresses what the command line says; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     from dynlight.durable import draft_of
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with draft_of(target) as draft:
             draft.write_bytes(packed.bytes)
     except (OSError, SettingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130

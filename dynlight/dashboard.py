@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from dynlight.arguments import own_options, refuse_others
+from dynlight.arguments import asks_for_help, own_options, refuse_others, refused
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.dashboard --project X [--entity E] [--group key]
@@ -26,7 +26,7 @@ exit status: 0 saved, 2 couldn't be
 def main(arguments: Sequence[str] | None = None) -> int:
     """Saves the workspace that the command line names; returns the exit status: 0 saved, 2 couldn't be."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     names = ("project", "entity", "group")
@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group = options.get("group", "update.init_args.lr")
         address, is_renewed = _save(options["project"], options.get("entity"), group)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     print(f"{'renewed' if is_renewed else 'made':8}{address}")
     return 0
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from dynlight.arguments import own_options
+from dynlight.arguments import asks_for_help, own_options, refused
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.decompress FILE.dyn
@@ -24,7 +24,7 @@ exit status: 0 done, 2 couldn't be done, 130 stopped by Ctrl-C
 def main(arguments: Sequence[str] | None = None) -> int:
     """Decompresses what the command line says; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     from dynlight.durable import draft_of
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with draft_of(target) as draft:
             draft.write_bytes(data)
     except (OSError, SettingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130

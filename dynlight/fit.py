@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynlight.arguments import asks_for_help
 from dynlight.errors import CallbackFailedError, SettingError
 from dynlight.running.help import help_text
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     it. Of several processes the first alone prints.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(help_text(), end="")
         return 0
     # Imported where they are needed, as they take seconds: the help waits for nothing, a wrong setting for the parser alone.

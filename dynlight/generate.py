@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dynlight.arguments import number_of, own_options, refuse_others
+from dynlight.arguments import asks_for_help, number_of, own_options, refuse_others, refused
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.generate --run runs/X --document NAME --prompt TEXT
@@ -47,15 +47,14 @@ class _Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what the command line asks for; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     try:
         chosen = _parsed(arguments)
         texts = _continued(chosen)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     except KeyboardInterrupt:
         return 130
     from dynlight.recording.report.terminal import show

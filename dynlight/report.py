@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynlight.arguments import asks_for_help, refused
 from dynlight.errors import SettingError, require
 
 HELP = """usage: python -m dynlight.report runs/X
@@ -20,7 +21,7 @@ exit status: 0 made, 2 couldn't be made
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes what the command line names; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     # Imported here, as they take a moment, which the help needn't wait for.
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(folder)
         show(f"{printed_table(folder)}\n\n{folder / 'report.html'}")
     except (OSError, SettingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
     return 0
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from dynlight.arguments import asks_for_help, refused
 from dynlight.errors import SettingError
 
 HELP = """usage: python -m dynlight.tasks --tasks name,name --model_args key=value,key=value
@@ -23,7 +24,7 @@ exit status: 0; 2 if the settings couldn't be run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line says; returns the exit status: 0, or 2 if the settings couldn't be run."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     try:
@@ -43,13 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.argv = before
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     except ValueError as error:
         if "asks not found" not in str(error):  # what lm-eval says of a wrong name
             raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynlight.arguments import number_of, own_options
+from dynlight.arguments import asks_for_help, number_of, own_options, refused
 from dynlight.errors import SettingError, require
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _TOLD = 10  # of the most surprising lines
 def main(arguments: Sequence[str] | None = None) -> int:
     """Watches standard input; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(arguments) or not arguments:
+    if asks_for_help(arguments):
         print(HELP, end="")
         return 0
     from dynlight.recording.signals import Signals
@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reader.save(state)
         return status
     except (OSError, SettingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refused(error)
 
 
 def _watch(reader: "Reader", surprising: "Surprising", wait: float, signals: "Signals") -> int:

@@ -28,7 +28,6 @@ import yaml
 
 from dynlight.documents.document import tokenize
 from dynlight.errors import SettingError, require
-from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.running.configuration import CHOICES, minimal
 from dynlight.running.run import Run
 from dynlight.using.coding import Watch, coder, decode, encode
@@ -98,7 +97,7 @@ def pack(data: bytes, run: Run, watch: Watch | None = None) -> Packed:
             "made": _here(reader),
             "sha": _sha(data),
             "tokens": len(tokens),
-            **{name: digits[:_DIGITS] for name, digits in _hashes(reader).items()},
+            **{name: digits[:_DIGITS] for name, digits in reader.hashes().items()},
         }
     )
     require(len(header) < 1 << 16, "FILE.dyn", "have a header of less than 65,536 bytes", got=len(header),
@@ -138,7 +137,7 @@ def _unpacked(header: dict[str, Any], code: bytes, reader: Reader, watch: Watch 
     reader.make_ready()
     for name, got, was in zip(("versions", "machine"), _here(reader), header["made"], strict=False):
         require(got == was, name, f"be {was}, as where the file was compressed", got=got)
-    for name, got in _hashes(reader).items():
+    for name, got in reader.hashes().items():
         must = f"be the one by which the file was compressed, of SHA-256 {header[name]}…"
         require(got.startswith(header[name]), _SETTING_OF[name], must, got=f"{got[:_DIGITS]}…")
     tokens = decode(reader, code, header["tokens"], watch)
@@ -207,15 +206,6 @@ def _processor() -> str:
 
 
 _SETTING_OF = {"model": "model.pretrained", "tokenizer": "model.tokenizer", "teacher": "teacher.pretrained"}
-
-
-def _hashes(reader: Reader) -> dict[str, str]:
-    """SHA-256 of the model, its tokenizer, and the teacher, if there is one."""
-    module = reader.module
-    hashes = {"model": reader.hash_of_initial(), "tokenizer": str(hash_of_tokenizer(module.tokenizer))}
-    if module.teacher_model is not None:
-        hashes["teacher"] = hash_of_weights(module.teacher_model.state_dict())
-    return hashes
 
 
 def _sha(data: bytes) -> str:

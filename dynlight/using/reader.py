@@ -20,7 +20,7 @@ from dynlight.documents.waves import segments_behind
 from dynlight.errors import SettingError, require
 from dynlight.learning.module import DynamicEvaluation
 from dynlight.learning.score import Score
-from dynlight.recording.hashes import hash_of_weights
+from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.recording.kept import SoFar
 from dynlight.recording.rows import columns_of_tokens
 from dynlight.running.pretrained import Pretrained
@@ -94,7 +94,7 @@ class Reader:
         self.loads = loads or repr(str(module.model.name_or_path))  # what `from_pretrained` is given
         self.settings = Namespace(**{**settings, "logger": False, "callbacks": None})
         self._prefix = prefix_token(module.tokenizer)
-        self._hash: str | None = None
+        self._hashes: dict[str, str] = {}
         self._texts = 0  # that were begun
         self._start_anew()
 
@@ -349,11 +349,17 @@ class Reader:
         self.make_ready()
         return self.module.protocol
 
-    def hash_of_initial(self) -> str:
-        """SHA-256 of the model's initial weights."""
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the model's initial weights (`model`), of the tokenizer, and of the teacher, if there is one."""
         self.make_ready()
-        if self._hash is None:
-            model, weights = self.module.model, self.module.weights
-            tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-            self._hash = hash_of_weights(tensors | dict(zip(weights.names, weights.initial, strict=True)))
-        return self._hash
+        if not self._hashes:
+            module = self.module
+            tensors = dict(module.model.named_parameters()) | dict(module.model.named_buffers())
+            initial = dict(zip(module.weights.names, module.weights.initial, strict=True))
+            self._hashes = {
+                "model": hash_of_weights(tensors | initial),
+                "tokenizer": str(hash_of_tokenizer(module.tokenizer)),
+            }
+            if module.teacher_model is not None:
+                self._hashes["teacher"] = hash_of_weights(module.teacher_model.state_dict())
+        return self._hashes

@@ -8,7 +8,6 @@ from torch import Tensor
 from dynlight.documents.document import Document
 from dynlight.errors import SettingError, require
 from dynlight.learning.module import DynamicEvaluation
-from dynlight.recording.hashes import hash_of_tokenizer, hash_of_weights
 from dynlight.recording.kept import FILES, SoFar, folder_of, read_learned, write_learned
 from dynlight.recording.sealed import DamagedError, seal, unseal
 
@@ -25,7 +24,7 @@ class _Reader(Protocol):
 
     @property
     def protocol(self) -> str: ...
-    def hash_of_initial(self) -> str: ...
+    def hashes(self) -> dict[str, str]: ...
     def learned(self) -> dict[int, dict[str, Tensor]]: ...
     def progress_state(self) -> dict[str, Any]: ...
     def load_progress_state(self, state: dict[str, Any]) -> None: ...
@@ -85,18 +84,16 @@ def recall(reader: _Reader, run: Path, document: Document) -> bool:
 
 def _choices_of(reader: _Reader) -> dict[str, str]:
     """All on which the state of a reader depends, and what it means."""
-    module = reader.module
+    module, hashes = reader.module, reader.hashes()
     described = {
         "protocol": reader.protocol,
-        "weights": reader.hash_of_initial(),
+        "weights": hashes["model"],
         "reference": str(module.reference),
         "on_failure": type(module.failures).__name__,
         "precision": str(getattr(reader.settings, "precision", None)),
-        "tokenizer": str(hash_of_tokenizer(module.tokenizer)),
-        "teacher": "none",
+        "tokenizer": hashes["tokenizer"],
+        "teacher": hashes.get("teacher", "none"),
     }
-    if module.teacher_model is not None:
-        described["teacher"] = hash_of_weights(module.teacher_model.state_dict())
     for rule, optimizer in enumerate(module.optimizers_of_rules):
         settings = ", ".join(f"{name} {value}" for name, value in sorted(optimizer.defaults.items()))
         described[f"rule {rule}"] = f"{type(optimizer).__name__}({settings})"
